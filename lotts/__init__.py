@@ -1,0 +1,1 @@
+"""LoTTS: localised test-time scaling for diffusion models."""

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = "0.1.0"
+
+CORE = [
+    "torch>=2.11",
+    "triton>=3.6; platform_system == 'Linux'",
+    "diffusers>=0.42",
+    "transformers>=5.17",
+    "numpy>=1.26",
+    "safetensors>=0.5",
+    "pillow>=10",
+    "tqdm>=4.66",
+]
+TEST = ["pytest>=8", "hypothesis>=6.100", "peft>=0.17", "ruff>=0.12", "mypy>=1.15"]
+
+setup(
+    name="lotts",
+    version=VERSION,
+    description="Localised test-time scaling for diffusion models: find the defect, resample only there.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["lotts", "lotts.*"])
+    + ["lotts.kernels", *(f"lotts.kernels.{name}" for name in find_packages("kernels"))],
+    package_dir={"lotts": "lotts", "lotts.kernels": "kernels"},
+    package_data={"lotts.shapes": ["weights/**/*"]},
+    include_package_data=False,
+    install_requires=CORE,
+    extras_require={"test": TEST},
+    entry_points={"console_scripts": ["lotts=lotts.cli:main"]},
+)
