@@ -135,7 +135,9 @@ def _outline(shape: str) -> np.ndarray:
         return np.array([(0, -0.98), (1.02, 0.78), (-1.02, 0.78)])
     if shape == "cross":
         a, b = 0.98, 0.34
-        return np.array([(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)])
+        return np.array(
+            [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+        )
     if shape == "star":
         angles = -np.pi / 2 + np.arange(10) * np.pi / 5
         radii = np.where(np.arange(10) % 2 == 0, 1.12, 0.47)

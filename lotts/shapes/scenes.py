@@ -142,7 +142,9 @@ def _row_lengths(rng: np.random.Generator, n: int) -> tuple[int, ...]:
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """Write the scene as a caption; ``rng`` picks among paraphrases (None: the plainest)."""
-    pick = (lambda options: options[int(rng.integers(len(options)))]) if rng is not None else (lambda options: options[0])
+    pick = (
+        (lambda options: options[int(rng.integers(len(options)))]) if rng is not None else (lambda options: options[0])
+    )
     # Articles cost a token each, so crowded scenes go without.
     article = len(scene.items) <= 6 and pick([True, False])
     words = [_phrase(item, article, pick, brief=len(scene.items) > 6) for item in scene.items]
@@ -194,12 +196,16 @@ def parse(text: str) -> Scene:
     rows = [_items(row, text) for row in rows_text]
     items = tuple(item for row in rows for item in row)
     if not MIN_OBJECTS <= len(items) <= MAX_OBJECTS:
-        raise ValueError(f"expected {MIN_OBJECTS} to {MAX_OBJECTS} objects, got {len(items)} in {text!r}. {GRAMMAR_HELP}")
+        raise ValueError(
+            f"expected {MIN_OBJECTS} to {MAX_OBJECTS} objects, got {len(items)} in {text!r}. {GRAMMAR_HELP}"
+        )
     if kind == "free":
         return Scene("free", items)
     lengths = tuple(len(row) for row in rows)
     if len(lengths) > MAX_ROWS or max(lengths) > MAX_COLUMNS:
-        raise ValueError(f"expected at most {MAX_ROWS} rows of {MAX_COLUMNS}, got rows of {lengths} in {text!r}. {GRAMMAR_HELP}")
+        raise ValueError(
+            f"expected at most {MAX_ROWS} rows of {MAX_COLUMNS}, got rows of {lengths} in {text!r}. {GRAMMAR_HELP}"
+        )
     return Scene("rows", items, rows=lengths)
 
 

@@ -1,0 +1,15 @@
+"""Fused attention-and-map operations for localised test-time scaling: tensors in, tensors out."""
+
+from lotts.kernels.contrast_attention import contrast_attention
+from lotts.kernels.dispatch import available_implementations
+from lotts.kernels.inject_noise import inject_noise
+from lotts.kernels.philox_normal import philox_normal
+from lotts.kernels.propagate_attention import propagate_attention
+
+__all__ = [
+    "available_implementations",
+    "contrast_attention",
+    "inject_noise",
+    "philox_normal",
+    "propagate_attention",
+]

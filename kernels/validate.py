@@ -1,0 +1,65 @@
+"""Argument checks shared by the ops. Each says what was expected and what came, and reads shapes and dtypes only.
+
+Tensor values are never inspected: that would wait for the device and break ``torch.compile(fullgraph=True)``.
+"""
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def has_shape(name: str, value: Tensor, spec: str, sizes: dict[str, int]) -> None:
+    """Check ``value`` against a shape such as ``"B H N D"``, where equal names mean equal sizes.
+
+    A name met for the first time is bound in ``sizes`` for the checks that follow. ``"B|1"`` also admits 1.
+
+    Raises:
+        TypeError: ``value`` is not a tensor.
+        ValueError: the shape differs.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    dims = spec.split()
+    known = {dim: sizes[dim.removesuffix("|1")] for dim in dims if dim.removesuffix("|1") in sizes}
+    fits = value.ndim == len(dims) and all(
+        dim not in known or size == known[dim] or (size == 1 and dim.endswith("|1"))
+        for dim, size in zip(dims, value.shape, strict=True)
+    )
+    if not fits:
+        where = ", ".join(f"{dim.removesuffix('|1')}={size}" for dim, size in known.items())
+        raise ValueError(
+            f"{name}: expected shape [{', '.join(dims)}]{where and ' with '}{where}, got {list(value.shape)}"
+        )
+    for dim, size in zip(dims, value.shape, strict=True):
+        sizes.setdefault(dim.removesuffix("|1"), size)
+
+
+def has_dtype(name: str, value: Tensor, *allowed: torch.dtype) -> None:
+    """Raise TypeError unless ``value`` has one of the ``allowed`` dtypes."""
+    if value.dtype not in allowed:
+        raise TypeError(f"{name}: expected dtype {' or '.join(str(dtype) for dtype in allowed)}, got {value.dtype}")
+
+
+def on_device(device: torch.device, **values: Tensor | None) -> None:
+    """Raise ValueError unless every tensor among ``values`` is on ``device``."""
+    for name, value in values.items():
+        if value is not None and value.device != device:
+            raise ValueError(f"{name}: expected device {device}, got {value.device}")
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise ValueError if ``value`` is below ``least``."""
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def map_dtype(query: Tensor) -> torch.dtype:
+    """The dtype of maps and of the weights that make them: float32, or float64 when the query is float64."""
+    return torch.promote_types(query.dtype, torch.float32)
+
+
+def in_stream_range(stream: int) -> None:
+    """Raise ValueError unless ``stream`` fits the 32-bit counter word it becomes."""
+    if not 0 <= stream < 2**32:
+        raise ValueError(f"stream: expected 0 to 2**32 - 1, got {stream}")

@@ -1,0 +1,173 @@
+"""What is recorded at one attention layer: the maps of each forward, added up in place and never the attention matrix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lotts.capture.grids import match_rows
+from lotts.kernels import contrast_attention, propagate_attention
+
+if TYPE_CHECKING:
+    from lotts.capture.recorder import AttentionRecorder
+
+
+class LayerRecorder(ABC):
+    """The attention handler and the accumulator of one layer.
+
+    `total` is the fp32 sum [B, H, N, C] of the maps of `forwards` forwards, both None before the first. The count is
+    a tensor because torch.compile would specialise on a Python number and compile again at each forward.
+    """
+
+    def __init__(self, name: str, attn: nn.Module, recorder: AttentionRecorder):
+        self.name = name
+        self.attn = attn
+        self.recorder = recorder
+        self.total: torch.Tensor | None = None
+        self.forwards: torch.Tensor | None = None
+        self.native_reason: str | None = None
+
+    @abstractmethod
+    def wanted(self) -> bool:
+        """Whether the recorder's switches ask for this layer at this forward."""
+
+    @abstractmethod
+    def attend_and_map(self, query, key, value, scale) -> tuple[torch.Tensor, torch.Tensor]:
+        """The attention output [B, H, N, D] and the maps fp32 [B, H, N, C] of the recorded rows."""
+
+    def attend(
+        self,
+        native: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        recording = self.wanted()
+        if recording and (attn_mask is not None or dropout_p or is_causal or kwargs):
+            self.native_reason = "it attends under a mask, dropout or grouped queries"
+            recording = False
+        if not recording:
+            return native(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
+
+        rows = query.shape[0]
+        start, stop = self.recorder.row_range(rows)
+        self._check_length(query.shape[2])
+        out, maps = self.attend_and_map(query[start:stop], key[start:stop], value[start:stop], scale)
+        self._accumulate(maps.detach())
+        if stop - start == rows:
+            return out
+        parts = [out]
+        if start > 0:
+            parts.insert(0, native(query[:start], key[:start], value[:start], scale=scale))
+        if stop < rows:
+            parts.append(native(query[stop:], key[stop:], value[stop:], scale=scale))
+        # Joined as [B, N, H, D], the layout attention returns and the output projection reads without a copy.
+        return torch.cat([part.transpose(1, 2) for part in parts]).transpose(1, 2)
+
+    def reset(self) -> None:
+        self.total = None
+        self.forwards = None
+
+    def mean(self) -> torch.Tensor | None:
+        """Mean over forwards, [B, H, C, h, w] on the layer's own grid; None when nothing was recorded."""
+        if self.total is None or self.forwards is None:
+            return None
+        height, width = self.recorder.grids[self.total.shape[2]]
+        return (self.total / self.forwards).transpose(2, 3).unflatten(-1, (height, width))
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens not in self.recorder.grids:
+            raise ValueError(
+                f"{self.name} has {tokens} query tokens, but latent_size {self.recorder.latent_size} halves to "
+                f"{sorted(self.recorder.grids, reverse=True)} tokens: give the size of the latents the model runs on"
+            )
+
+    def _accumulate(self, maps: torch.Tensor) -> None:
+        if self.total is None or self.forwards is None:
+            # A tensor made in inference mode could not be added to outside of it.
+            with torch.inference_mode(False):
+                self.total = torch.zeros(maps.shape, dtype=torch.float32, device=maps.device)
+                self.forwards = torch.zeros((), dtype=torch.float32, device=maps.device)
+        if self.total.shape != maps.shape:
+            raise RuntimeError(
+                f"{self.name} recorded maps of shape {tuple(self.total.shape)} [B, H, N, C] and now gets "
+                f"{tuple(maps.shape)}: call reset() between runs that differ in batch or map columns"
+            )
+        self.total.add_(maps)
+        self.forwards.add_(1.0)
+
+
+class CrossAttentionLayer(LayerRecorder):
+    """Attention mass on weighted text tokens: of the prompt itself, and of the two quality prompts."""
+
+    def __init__(self, name: str, attn: nn.Module, recorder: AttentionRecorder):
+        super().__init__(name, attn, recorder)
+        self.key_pos: torch.Tensor | None = None
+        self.key_neg: torch.Tensor | None = None
+
+    def wanted(self) -> bool:
+        return self.recorder.record_cross and self.recorder.cross_columns > 0
+
+    def forget_keys(self) -> None:
+        """Drop the quality prompts' keys: the projection that made them may have changed (LoRA loaded, rescaled)."""
+        self.key_pos = None
+        self.key_neg = None
+
+    def attend_and_map(self, query, key, value, scale):
+        recorder, rows, probes = self.recorder, query.shape[0], {}
+        weight = recorder.weight
+        if weight is not None:
+            if weight.shape[1] != key.shape[2]:
+                raise ValueError(
+                    f"{self.name} attends to {key.shape[2]} text tokens, but weight [B, L, C] is given for "
+                    f"{weight.shape[1]}"
+                )
+            weight = match_rows(_beside(query, weight), rows)
+        if recorder.positive is not None:
+            if self.key_pos is None:
+                self.key_pos = self._project(recorder.positive[0], query)
+            probes["key_pos"] = match_rows(self.key_pos, rows)
+            probes["weight_pos"] = match_rows(_beside(query, recorder.positive[1]), rows)
+        if recorder.negative is not None:
+            if self.key_neg is None:
+                self.key_neg = self._project(recorder.negative[0], query)
+            probes["key_neg"] = match_rows(self.key_neg, rows)
+            probes["weight_neg"] = match_rows(_beside(query, recorder.negative[1]), rows)
+        return contrast_attention(query, key, value, weight, scale=scale, **probes)
+
+    def _project(self, embeds: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Keys [B, H, L, D] of a prompt, by the layer's own path: norm, `to_k` as a module (LoRA counts), key norm.
+
+        Done inside the forward, not before: only there are offloaded weights on the device and LoRA scales set.
+        """
+        attn: Any = self.attn
+        with torch.no_grad():
+            embeds = embeds.to(device=query.device, dtype=query.dtype)
+            if attn.norm_cross:
+                embeds = attn.norm_encoder_hidden_states(embeds)
+            key = attn.to_k(embeds).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return attn.norm_k(key) if attn.norm_k is not None else key
+
+
+class SelfAttentionLayer(LayerRecorder):
+    """Maps carried through self-attention: softmax(Q K^T) applied to each map as a column (paper: SA @ CA)."""
+
+    def wanted(self) -> bool:
+        return self.recorder.record_self and self.recorder.columns is not None
+
+    def attend_and_map(self, query, key, value, scale):
+        columns = match_rows(_beside(query, self.recorder.columns_by_length[query.shape[2]]), query.shape[0])
+        return propagate_attention(query, key, value, columns, scale=scale)
+
+
+def _beside(query: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weights on the query's device, fp32 (fp64 for a model in fp64): the dtype of the maps they make."""
+    return weights.to(query.device, torch.promote_types(query.dtype, torch.float32))

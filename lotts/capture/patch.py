@@ -1,0 +1,145 @@
+"""Route the attention calls of a diffusers model through our own function, without rewriting its processors.
+
+Each attention module gets a copy of its processor whose class runs diffusers' own code, with one global rebound: `F`,
+in which `scaled_dot_product_attention` leads to a handler. Everything before and after that call (norms, residuals,
+fused projections, LoRA, IP-Adapter branches) stays diffusers' code. Forward hooks and `TorchFunctionMode` would be
+shorter, but `torch.compile` skips the first and breaks on the second.
+"""
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class AttentionHandler(Protocol):
+    """Receives the attention call of one module, in place of `native`."""
+
+    def attend(
+        self, native: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
+    ) -> torch.Tensor:
+        """Return what `native(query, key, value, **kwargs)` returns: [B, H, N, D], from q, k, v as [B, H, N | L, D]."""
+        ...
+
+
+class _Hook:
+    """The rebound `scaled_dot_product_attention` of one attention module; without a handler it is the stock one."""
+
+    def __init__(self) -> None:
+        self.handler: AttentionHandler | None = None
+        self.first_call = True
+
+    def scaled_dot_product_attention(self, query, key, value, *args, **kwargs):
+        # An IP-Adapter layer calls attention once for the text and once more for each image prompt.
+        first_call, self.first_call = self.first_call, False
+        if self.handler is None or not first_call:
+            return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
+        return self.handler.attend(F.scaled_dot_product_attention, query, key, value, *args, **kwargs)
+
+
+# One class and one hook for each (module, processor class), kept for the module's life: torch.compile guards on the
+# class, so a model that is captured a hundred times is compiled for the first capture only.
+_PATCHED: WeakKeyDictionary[nn.Module, dict[type, tuple[type, _Hook]]] = WeakKeyDictionary()
+
+
+def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module for every submodule that delegates its attention to a `processor`, in forward order.
+
+    `OptimizedModule`, what `torch.compile(model)` returns, is looked through, so names do not change with compilation.
+    """
+    model = getattr(model, "_orig_mod", model)
+    return {name: module for name, module in model.named_modules() if callable(getattr(module, "processor", None))}
+
+
+def unsupported_reason(attn: nn.Module) -> str | None:
+    """Why this module's attention cannot be routed through a handler, or None when it can."""
+    processor_class: Any = type(attn.processor)
+    call = getattr(processor_class, "__call__", None)
+    if not isinstance(call, FunctionType) or not call.__module__.startswith("diffusers."):
+        return f"{processor_class.__name__} is not one of diffusers' attention processors"
+    if call.__globals__.get("F") is not F or "scaled_dot_product_attention" not in call.__code__.co_names:
+        return f"{processor_class.__name__} does not call F.scaled_dot_product_attention"
+    return None
+
+
+@contextmanager
+def patched_attention(model: nn.Module, handlers: Mapping[str, AttentionHandler]) -> Iterator[None]:
+    """Within the context, the named attention modules of `model` hand their attention calls to `handlers`.
+
+    On leaving, also by an exception, every module has its original processor object back; a processor that was set
+    in the meantime is left alone. The model's `state_dict` is the same before, during and after.
+
+    Raises:
+        RuntimeError: an attention module is already patched.
+        ValueError: a name is not an attention module, or its processor is unsupported (see `unsupported_reason`).
+    """
+    modules = attention_modules(model)
+    for name, attn in modules.items():
+        if hasattr(type(attn.processor), "_lotts_hook"):
+            raise RuntimeError(
+                f"{name} is already patched: captures of one model cannot be nested, leave the first one before"
+            )
+    for name in handlers:
+        reason = unsupported_reason(modules[name]) if name in modules else "it is not an attention module"
+        if reason is not None:
+            raise ValueError(f"cannot patch {name!r}: {reason}")
+
+    swapped: list[tuple[nn.Module, Any, Any]] = []
+    try:
+        for name, handler in handlers.items():
+            attn = modules[name]
+            original: Any = attn.processor
+            # One instance may serve all layers, hence a copy for each; a shallow one, so that the parameters of a
+            # processor which is a module (IP-Adapter) are shared.
+            patched = copy.copy(original)
+            patched.__class__, hook = _patched_class(attn, type(original))
+            hook.handler = handler
+            swapped.append((attn, original, patched))
+            attn.processor = patched
+        yield
+    finally:
+        for attn, original, patched in swapped:
+            type(patched)._lotts_hook.handler = None
+            if attn.processor is patched:
+                attn.processor = original
+
+
+def _patched_class(attn: nn.Module, processor_class: type) -> tuple[type, _Hook]:
+    classes = _PATCHED.setdefault(attn, {})
+    if processor_class not in classes:
+        hook = _Hook()
+        namespace = {
+            "__call__": _rebound_call(processor_class.__call__, hook),  # type: ignore[operator]
+            "__module__": processor_class.__module__,
+            "__qualname__": processor_class.__qualname__,
+            "_lotts_hook": hook,
+        }
+        classes[processor_class] = (type(processor_class.__name__, (processor_class,), namespace), hook)
+    return classes[processor_class]
+
+
+def _rebound_call(original: Any, hook: _Hook) -> Any:
+    """`original` on its own code object, with `F.scaled_dot_product_attention` leading to `hook`."""
+    functional = ModuleType("lotts_functional")
+    functional.__dict__.update({name: item for name, item in vars(F).items() if not name.startswith("__")})
+    functional.scaled_dot_product_attention = hook.scaled_dot_product_attention  # type: ignore[attr-defined]
+    # Without a `__name__`, torch.compile reads these globals and not those of the diffusers module of that name.
+    namespace = {name: item for name, item in original.__globals__.items() if name != "__name__"}
+    namespace["F"] = functional
+    rebound = FunctionType(original.__code__, namespace, original.__name__, original.__defaults__, original.__closure__)
+    rebound.__kwdefaults__ = original.__kwdefaults__
+
+    # `wraps` keeps the signature: diffusers drops the cross_attention_kwargs that are not in it.
+    @functools.wraps(original)
+    def __call__(self, *args, **kwargs):
+        hook.first_call = True
+        return rebound(self, *args, **kwargs)
+
+    return __call__

@@ -1,0 +1,232 @@
+"""Record cross-attention maps and propagated self-attention maps while a diffusers model runs."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lotts.capture.grids import resize_maps, token_grids
+from lotts.capture.layers import CrossAttentionLayer, LayerRecorder, SelfAttentionLayer
+from lotts.capture.patch import attention_modules, patched_attention, unsupported_reason
+
+Probe = tuple[torch.Tensor, torch.Tensor]
+LayerFilter = Callable[[str], bool] | Sequence[str] | None
+Rows = slice | Callable[[int], slice] | None
+
+
+@dataclass(frozen=True)
+class CaptureReport:
+    """Which attention layers a capture covers, by module name, and why the others run native."""
+
+    cross_layers: tuple[str, ...] = ()
+    self_layers: tuple[str, ...] = ()
+    native_layers: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.cross_layers)} cross-attention and {len(self.self_layers)} self-attention layers captured"]
+        lines += [f"native: {name} ({reason})" for name, reason in self.native_layers.items()]
+        return "\n".join(lines)
+
+
+class AttentionRecorder:
+    """Patches a model's attention within a `with` block and averages the maps it asks for.
+
+    Args:
+        model: a diffusers model such as `pipe.unet`, compiled or not.
+        weight: fp32 [B, L, C], 0/1 weights on the prompt's L tokens; each column gives one map, the attention mass in
+            [0, 1] on its tokens. B may be 1, or the number of prompts when each prompt makes several images.
+        positive: (embeds [B|1, Lp, E], weight fp32 [B|1, Lp]) of the positive quality prompt, or None.
+        negative: likewise for the negative quality prompt.
+        latent_size: (height, width) of the latents the model runs on.
+        layers: which layers to record: None for all, a sequence of substrings of module names, or a predicate on them.
+
+    The caller switches between forwards; a layer whose switch is off costs its plain attention and nothing more:
+        record_cross: record cross-attention maps, with the columns [weight..., positive, negative].
+        record_self: record self-attention maps, when `columns` is set too.
+        columns: fp32 [B, C', h, w] at latent_size, the maps that self-attention propagates, or None.
+        rows: batch rows to record, the conditional ones under classifier-free guidance: a slice, a function from the
+            batch size to a slice, or None for all. The other rows run through plain attention.
+
+    The model's output is bit-identical to the unpatched model's wherever the ops run their portable implementation.
+    Under `torch.compile` the first recorded forward makes the buffers and the second compiles once more.
+
+    Raises:
+        ValueError: shapes that do not fit, or a name in `layers` that matches no layer.
+        RuntimeError: on entering, when the model is already patched or none of its attention layers is supported.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weight: torch.Tensor | None = None,
+        positive: Probe | None = None,
+        negative: Probe | None = None,
+        *,
+        latent_size: tuple[int, int],
+        layers: LayerFilter = None,
+    ):
+        if weight is not None and weight.ndim != 3:
+            raise ValueError(f"expected weight [B, L, C], got shape {tuple(weight.shape)}")
+        self.model = model
+        self.weight = None if weight is None else weight.float()
+        self.positive = _checked_probe("positive", positive)
+        self.negative = _checked_probe("negative", negative)
+        self.latent_size = (int(latent_size[0]), int(latent_size[1]))
+        self.grids = token_grids(self.latent_size)
+        self.cross_columns = (weight.shape[2] if weight is not None else 0) + sum(
+            probe is not None for probe in (positive, negative)
+        )
+        self.record_cross = False
+        self.record_self = False
+        self.rows: Rows = None
+        self._columns: torch.Tensor | None = None
+        self.columns_by_length: dict[int, torch.Tensor] = {}
+        self._selected = layer_filter(layers, list(attention_modules(model)))
+        self._layers: dict[str, LayerRecorder] = {}
+        self._native: dict[str, str] = {}
+        self._patch = ExitStack()
+
+    @property
+    def columns(self) -> torch.Tensor | None:
+        return self._columns
+
+    @columns.setter
+    def columns(self, columns: torch.Tensor | None) -> None:
+        if columns is not None and (columns.ndim != 4 or tuple(columns.shape[-2:]) != self.latent_size):
+            raise ValueError(f"expected columns [B, C, {self.latent_size}], got shape {tuple(columns.shape)}")
+        self._columns = columns
+        # Resized here, once for each level of the model, and not in each of its layers.
+        self.columns_by_length = (
+            {}
+            if columns is None
+            else {
+                tokens: resize_maps(columns.float(), grid).flatten(2).transpose(1, 2).contiguous()
+                for tokens, grid in self.grids.items()
+            }
+        )
+
+    def __enter__(self) -> "AttentionRecorder":
+        previous, self._layers, self._native = self._layers, {}, {}
+        for name, attn in attention_modules(self.model).items():
+            if not self._selected(name):
+                continue
+            reason = _native_reason(attn)
+            if reason is not None:
+                self._native[name] = reason
+                continue
+            layer_class = CrossAttentionLayer if attn.is_cross_attention else SelfAttentionLayer
+            layer = previous.get(name) or layer_class(name, attn, self)
+            if isinstance(layer, CrossAttentionLayer):
+                layer.forget_keys()
+            self._layers[name] = layer
+        if not self._layers:
+            found = ", ".join(sorted(set(self._native.values()))) or "it has no attention layers"
+            raise RuntimeError(f"nothing to capture in {type(self.model).__name__}: {found}")
+        self._patch.enter_context(patched_attention(self.model, self._layers))
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._patch.close()
+
+    def row_range(self, rows: int) -> tuple[int, int]:
+        """First and one-past-last of the recorded rows in a batch of `rows`."""
+        chosen = self.rows(rows) if callable(self.rows) else self.rows
+        if chosen is None:
+            return 0, rows
+        start, stop, step = chosen.indices(rows)
+        if step != 1 or start >= stop:
+            raise ValueError(f"rows {chosen} leaves nothing contiguous to record in a batch of {rows}")
+        return start, stop
+
+    def cross_maps(self, layers: LayerFilter = None) -> torch.Tensor:
+        """Cross-attention maps fp32 [B, C, h, w] in [0, 1], columns [weight..., positive, negative].
+
+        The mean over heads, forwards and the recorded layers, each resized to latent_size; `layers` narrows them.
+        Raises RuntimeError when nothing was recorded.
+        """
+        return self._mean_maps("cross", layers)
+
+    def self_maps(self, layers: LayerFilter = None) -> torch.Tensor:
+        """Propagated maps fp32 [B, C', h, w], averaged as `cross_maps`; RuntimeError when nothing was recorded."""
+        return self._mean_maps("self", layers)
+
+    def layer_maps(self, kind: str) -> dict[str, torch.Tensor]:
+        """Layer name -> fp32 [B, H, C, h_layer, w_layer], the mean over forwards with heads kept.
+
+        `kind` is "cross" or "self"; layers that recorded nothing are left out.
+        """
+        classes: dict[str, type[LayerRecorder]] = {"cross": CrossAttentionLayer, "self": SelfAttentionLayer}
+        if kind not in classes:
+            raise ValueError(f'expected kind "cross" or "self", got {kind!r}')
+        means = {name: layer.mean() for name, layer in self._layers.items() if isinstance(layer, classes[kind])}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    def reset(self) -> None:
+        """Forget everything recorded so far."""
+        for layer in self._layers.values():
+            layer.reset()
+
+    @property
+    def report(self) -> CaptureReport:
+        """What is captured; layers that met a mask while running are listed as native from then on."""
+        masked = {name: layer.native_reason for name, layer in self._layers.items() if layer.native_reason is not None}
+        active = {name: layer for name, layer in self._layers.items() if name not in masked}
+        return CaptureReport(
+            tuple(name for name, layer in active.items() if isinstance(layer, CrossAttentionLayer)),
+            tuple(name for name, layer in active.items() if isinstance(layer, SelfAttentionLayer)),
+            {**self._native, **masked},
+        )
+
+    def _mean_maps(self, kind: str, layers: LayerFilter) -> torch.Tensor:
+        recorded = self.layer_maps(kind)
+        if not recorded:
+            raise RuntimeError(f"no {kind}-attention maps were recorded: {self.report}")
+        selected = layer_filter(layers, list(recorded))
+        chosen = [resize_maps(maps.mean(1), self.latent_size) for name, maps in recorded.items() if selected(name)]
+        return torch.stack(chosen).mean(0)
+
+
+def layer_filter(layers: LayerFilter, names: Sequence[str]) -> Callable[[str], bool]:
+    """A predicate on layer names from None, substrings or a predicate; ValueError when it fits none of `names`."""
+    if layers is None:
+        return lambda name: True
+    if isinstance(layers, str):
+        raise ValueError(f"expected layers as a sequence of names, got the string {layers!r}; write [{layers!r}]")
+    if callable(layers):
+        predicate = layers
+    else:
+        wanted = tuple(layers)
+        unknown = [part for part in wanted if not any(part in name for name in names)]
+        if unknown:
+            raise ValueError(f"no attention layer matches {unknown}; layers are named like {list(names)[:3]}")
+
+        def predicate(name: str) -> bool:
+            return any(part in name for part in wanted)
+
+    if not any(predicate(name) for name in names):
+        raise ValueError(f"layers selects none of the {len(names)} attention layers, named like {list(names)[:3]}")
+    return predicate
+
+
+def _checked_probe(name: str, probe: Probe | None) -> Probe | None:
+    if probe is None:
+        return None
+    embeds, weight = probe
+    if embeds.ndim != 3 or weight.ndim != 2 or embeds.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"expected {name} as (embeds [B, L, E], weight [B, L]), got shapes {tuple(embeds.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    return embeds, weight.float()
+
+
+def _native_reason(attn: Any) -> str | None:
+    reason = unsupported_reason(attn)
+    if reason is None and getattr(attn, "is_cross_attention", None) is None:
+        reason = f"{type(attn).__name__} does not say whether it is cross-attention"
+    if reason is None and attn.added_kv_proj_dim is not None:
+        reason = f"{type(attn.processor).__name__} joins text and image keys"
+    return reason

@@ -1,0 +1,42 @@
+"""What a run cost, each thing counted where it happens (paper, "Fair budgets")."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass
+class Cost:
+    """Counts of one run. ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample."""
+
+    network_rows: int = 0
+    localization_rows: int = 0
+    text_encodes: int = 0
+    vae_encodes: int = 0
+    vae_decodes: int = 0
+    verifier_calls: int = 0
+    seconds: float = 0.0
+
+    def denoised(self, samples: int, steps: int, guided: bool, localization_rows: int = 0) -> None:
+        self.network_rows += samples * steps * (2 if guided else 1)
+        self.localization_rows += localization_rows
+
+    @property
+    def nfe(self) -> int:
+        """All rows through the denoiser, localisation included."""
+        return self.network_rows + self.localization_rows
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "nfe": self.nfe, "seconds": round(self.seconds, 3)}

@@ -1,0 +1,105 @@
+"""From attention maps to a defect map P and a mask (paper, "Defect localisation"): tensors only, no model.
+
+Maps are fp32 [B, h, w] on the latent grid, one a candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+CONTRASTS = ("difference", "log_ratio")
+REWEIGHTINGS = ("product", "sum", "diff", "orig")
+
+
+@dataclass(frozen=True)
+class LocalizeConfig:
+    """How a defect map is made from attention; the defaults are measured (docs/localization.md).
+
+    Args:
+        contrast: CA_diff as ``difference`` CA_neg - CA_pos or as ``log_ratio`` log CA_neg - log CA_pos.
+        sign: +1 where defects attend more under the low-quality prompt, -1 where they attend less.
+        reweighting: P from CA'_diff and CA'_orig, each scaled to [0, 1]: their ``product`` (the paper's picture),
+            their ``sum``, or one of them alone (``diff``, ``orig``; for ablation).
+        cross_steps, self_steps: shares [from, to) of the sampler's steps, counted from pure noise, in which
+            cross-attention is read and in which self-attention propagates what was read.
+        layers: substrings of attention module names to read, or None for all.
+    """
+
+    contrast: str = "difference"
+    sign: int = 1
+    reweighting: str = "product"
+    cross_steps: tuple[float, float] = (0.3, 0.8)
+    self_steps: tuple[float, float] = (0.8, 1.0)
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("contrast", CONTRASTS), ("reweighting", REWEIGHTINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.sign not in (-1, 1):
+            raise ValueError(f"expected sign to be 1 or -1, got {self.sign!r}")
+        for name in ("cross_steps", "self_steps"):
+            low, high = getattr(self, name)
+            if not 0 <= low < high <= 1:
+                raise ValueError(f"expected {name} to be shares 0 <= from < to <= 1, got {(low, high)}")
+        if self.self_steps[0] < self.cross_steps[0]:
+            raise ValueError(
+                "expected self_steps to begin no earlier than cross_steps: there is nothing to propagate before"
+            )
+
+    def step_range(self, name: str, num_inference_steps: int) -> range:
+        """The steps of ``cross_steps`` or ``self_steps``; at least one."""
+        low, high = getattr(self, name)
+        first = min(int(low * num_inference_steps), num_inference_steps - 1)
+        return range(first, max(first + 1, round(high * num_inference_steps)))
+
+
+def contrast(positive: torch.Tensor, negative: torch.Tensor, config: LocalizeConfig) -> torch.Tensor:
+    """Prompt-driven discrimination: CA_diff from CA_pos and CA_neg."""
+    if config.contrast == "log_ratio":
+        floor = torch.finfo(torch.float32).tiny ** 0.5
+        return config.sign * (negative.clamp_min(floor).log() - positive.clamp_min(floor).log())
+    return config.sign * (negative - positive)
+
+
+def unit_range(maps: torch.Tensor) -> torch.Tensor:
+    """Each map [..., h, w] scaled linearly to [0, 1]; a constant map becomes 0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    spread = high - low
+    return torch.where(
+        spread > 0, (maps - low) / spread.clamp_min(torch.finfo(maps.dtype).tiny), torch.zeros_like(maps)
+    )
+
+
+def reweight(diff: torch.Tensor, original: torch.Tensor, config: LocalizeConfig) -> torch.Tensor:
+    """Semantic-guided reweighting: the defect map P in [0, 1] from CA'_diff and CA'_orig."""
+    diff, original = unit_range(diff), unit_range(original)
+    return {
+        "product": diff * original,
+        "sum": (diff + original) / 2,
+        "diff": diff,
+        "orig": original,
+    }[config.reweighting]
+
+
+def quality_mask(defect: torch.Tensor, ratio: float) -> torch.Tensor:
+    """Quality-aware mask generation: the top ``ratio`` of each defect map [B, h, w], as bool.
+
+    Every mask has the same area, round(ratio * h * w) cells and at least one; ties go to the earlier cell.
+
+    Raises:
+        ValueError: ``ratio`` is outside (0, 1].
+    """
+    check_ratio(ratio)
+    flat = defect.flatten(1)
+    count = max(1, round(ratio * flat.shape[1]))
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    mask = torch.zeros_like(flat, dtype=torch.bool)
+    return mask.scatter(1, order[:, :count], True).view(defect.shape)
+
+
+def check_ratio(ratio: float) -> None:
+    if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+        raise ValueError(f"expected mask_ratio in (0, 1], the share of the picture to resample, got {ratio!r}")

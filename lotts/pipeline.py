@@ -1,0 +1,114 @@
+"""LoTTS: candidates, localise, refine, verify, in the paper's order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lotts.backbones import backbone_for
+from lotts.localize import quality_mask
+from lotts.output import LoTTSOutput, Sample
+from lotts.request import Request
+from lotts.resample import Trajectory, denoise
+from lotts.sources import Heatmaps, MapSource
+from lotts.verifiers import Verifier
+
+
+class LoTTS:
+    """Localised test-time scaling of a diffusers pipeline.
+
+    >>> out = lotts.LoTTS(pipe, verifier="shapes")("a red circle left of a blue star")
+    >>> out.image
+
+    Args:
+        pipe: a ``StableDiffusionPipeline`` with a DDIM or Euler scheduler.
+        verifier: a name (``lotts.verifiers.available()``) or a callable ``(images, prompts) -> scores``, higher is better.
+        source: where defect maps come from: "attention" (the paper's), "prediction", or an object with ``watch()``.
+
+    Raises:
+        TypeError, ValueError: the pipeline, its scheduler, the verifier or the source cannot be used; the message says why.
+    """
+
+    def __init__(
+        self, pipe: Any, verifier: str | Verifier = "shapes", *, source: str | MapSource = "attention"
+    ) -> None:
+        from lotts.sources import map_source
+        from lotts.verifiers import load
+
+        self.pipe, self.backbone = pipe, backbone_for(pipe)
+        self.verifier, self.source = load(verifier), map_source(source)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str,
+        num_candidates: int = 3,
+        num_refinements: int = 2,
+        mask_ratio: float = 0.5,
+        noise_step: int | None = None,
+        background: str = "replay",
+        global_steps: int = 2,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str = "",
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        dilate: int = 0,
+        soft_ring: int = 0,
+        pixel_paste: bool = False,
+        batch_size: int = 1,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        output_type: str = "pil",
+    ) -> LoTTSOutput:
+        """Generate candidates, find and resample the weak region of each, and return the best by the verifier.
+
+        Args:
+            prompt: what to draw.
+            num_candidates: seeds (the paper's 3), each a whole picture.
+            num_refinements: localised refinements of each candidate (the paper's k = 2).
+            mask_ratio: share of the picture resampled, in (0, 1] (the paper's r = 0.5).
+            noise_step: step t0, counted from pure noise, where a refinement starts; default: half of the steps.
+            background, global_steps, dilate, soft_ring: see ``ResampleConfig``.
+            generator: its seed s gives candidates s, s + 1, ...; candidate i is the picture that ``pipe`` itself makes
+                with ``torch.Generator().manual_seed(s + i)``. A list gives one generator a candidate. Default: a random seed.
+            pixel_paste: keep the candidate's own pixels outside the mask, feathered at the seam.
+            batch_size: samples denoised at once. With 1 an image depends on its own seed alone, bit for bit; larger
+                batches are faster on a GPU and may differ in the last bits.
+            callback_on_step_end: diffusers' callback ``(pipe, step, timestep, {"latents": ...})``, in every stage.
+            output_type: "pil", "np" (float32 [H, W, 3] in [0, 1]) or "pt" (float32 [3, H, W]) images.
+
+        Raises:
+            TypeError, ValueError: an argument is out of range; raised before any compute.
+        """
+        arguments = {k: v for k, v in locals().items() if k != "self"}
+        request = Request.build(self.backbone, self.verifier, self.source, **arguments)
+        with request.cost.clock():
+            candidates, heatmaps = self.candidates(request)
+            masks = quality_mask(heatmaps["P"], mask_ratio)
+            refined = request.refine(candidates, masks)
+            images = request.pictures([candidate.result for candidate in candidates])
+            return request.verified(request.pool("candidate", images, candidates, heatmaps, masks, refined))
+
+    def candidates(self, request: Request) -> tuple[list[Trajectory], Heatmaps]:
+        """Noise initiation and defect localisation: one denoised candidate a seed, and its heatmaps [B, h, w]."""
+        done: list[Trajectory] = []
+        maps: list[Heatmaps] = []
+        for seeds in request.batches(request.seeds):
+            with request.watch(len(seeds)) as watch:
+                batch = denoise(
+                    self.backbone,
+                    request.text,
+                    seeds,
+                    request.size,
+                    request.steps,
+                    request.guidance_scale,
+                    watch=watch.step,
+                    on_step=request.on_step("candidate"),
+                )
+                maps.append(watch.maps(lambda step, batch=batch: torch.stack([c.latents[step] for c in batch])))
+            request.cost.denoised(len(seeds), request.steps, request.guided, watch.rows)
+            done += batch
+        return done, {name: torch.cat([m[name] for m in maps]) for name in maps[0]}

@@ -1,0 +1,151 @@
+"""Repairing a picture that already exists: encode, localise, refine, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lotts.backbones import backbone_for
+from lotts.localize import quality_mask
+from lotts.output import LoTTSOutput
+from lotts.request import Request
+from lotts.resample import Trajectory, derive_seed, renoise
+from lotts.sources import Heatmaps, MapSource, map_source
+from lotts.verifiers import Verifier, load
+
+
+@torch.no_grad()
+def repair(
+    pipe: Any,
+    image: Image.Image | np.ndarray | str | Path,
+    prompt: str,
+    mask: Image.Image | np.ndarray | torch.Tensor | str | Path | None = None,
+    *,
+    verifier: str | Verifier = "shapes",
+    source: str | MapSource = "attention",
+    num_refinements: int = 4,
+    mask_ratio: float = 0.5,
+    noise_step: int | None = None,
+    background: str = "fixed",
+    global_steps: int = 2,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative_prompt: str = "",
+    generator: torch.Generator | None = None,
+    dilate: int = 0,
+    soft_ring: int = 0,
+    pixel_paste: bool = True,
+    batch_size: int = 1,
+    callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+    output_type: str = "pil",
+) -> LoTTSOutput:
+    """Resample the weak (or the given) region of a picture; never returns something that the verifier scores lower.
+
+    Args:
+        pipe: a ``StableDiffusionPipeline`` with a DDIM or Euler scheduler.
+        image: a picture or the path of one; its sides must suit the pipeline (multiples of 8 as a rule).
+        prompt: what the picture shows.
+        mask: where to resample (white, True or > 0.5), as large as the picture or as the latent grid; None: find it.
+        pixel_paste: keep the picture's own pixels outside the mask. Without it they pass through the autoencoder.
+        background: "fixed", "fresh" or "clean"; there is no recorded run to "replay".
+
+    The other arguments are those of ``LoTTS``. The output's first sample is the picture itself (kind "original"), its
+    ``improvement`` says by how much the best refinement outscores it.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: something does not fit; raised before any compute.
+    """
+    backbone, judge, maps = backbone_for(pipe), load(verifier), map_source(source)
+    picture = _picture(image)
+    height, width = picture.shape[:2]
+    if background == "replay":
+        raise ValueError(
+            "expected background 'fixed', 'fresh' or 'clean': a given picture has no recorded run to replay"
+        )
+    size = backbone.latent_size(height, width)
+    region = None if mask is None else _region(mask, size, (height, width))
+    request = Request.build(
+        backbone,
+        judge,
+        maps,
+        prompt=prompt,
+        num_candidates=1,
+        num_refinements=num_refinements,
+        mask_ratio=mask_ratio,
+        noise_step=noise_step,
+        background=background,
+        global_steps=global_steps,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        generator=generator,
+        dilate=dilate,
+        soft_ring=soft_ring,
+        pixel_paste=pixel_paste,
+        batch_size=batch_size,
+        callback_on_step_end=callback_on_step_end,
+        output_type=output_type,
+    )
+    with request.cost.clock():
+        request.cost.vae_encodes += 1
+        latents = backbone.encode_image(Image.fromarray(np.rint(picture * 255).astype(np.uint8)))
+        original = Trajectory(request.seeds[0], [*[None] * num_inference_steps, latents[0]])
+        heatmaps: Heatmaps = {}
+        if region is None:
+            heatmaps = _localise(request, latents)
+            region = quality_mask(heatmaps["P"], mask_ratio)
+        masks = region.to(latents.device)
+        refined = request.refine([original], masks)
+        return request.verified(request.pool("original", [picture], [original], heatmaps, masks, refined))
+
+
+def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
+    """Show the source the picture under the noise of the steps it asks for."""
+    backbone, seed = request.backbone, derive_seed(request.seeds[0], "localise")
+
+    def latents_at(step: int) -> torch.Tensor:
+        return renoise(backbone, x0, step, [seed])
+
+    with request.watch(1) as watch:
+        for step in watch.steps():
+            with watch.step(step):
+                backbone.predict(latents_at(step), step, request.text, request.guidance_scale)
+        request.cost.localization_rows += watch.rows + len(watch.steps()) * (2 if request.guided else 1)
+        return watch.maps(latents_at)
+
+
+def _picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+    """float32 [H, W, 3] in [0, 1]."""
+    if isinstance(image, (str, Path)):
+        image = Image.open(image)
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
+        raise TypeError(
+            f"expected a PIL image, an array [H, W, 3] or a path, got {getattr(image, 'shape', type(image).__name__)}"
+        )
+    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1).astype(np.float32)
+
+
+def _region(mask: Any, size: tuple[int, int], sides: tuple[int, int]) -> torch.Tensor:
+    """bool [1, h, w] on the latent grid; a cell is in the mask when any of its pixels is."""
+    if isinstance(mask, (str, Path)):
+        mask = Image.open(mask)
+    if isinstance(mask, Image.Image):
+        mask = np.asarray(mask.convert("L"))
+    array = torch.as_tensor(np.asarray(mask))
+    array = array > 127 if array.dtype == torch.uint8 else array > 0.5 if array.is_floating_point() else array.bool()
+    if tuple(array.shape) == size:
+        return array[None]
+    if tuple(array.shape) != sides:
+        raise ValueError(
+            f"expected a mask of {sides[0]} x {sides[1]} pixels or {size[0]} x {size[1]} latent cells, got {tuple(array.shape)}"
+        )
+    return torch.nn.functional.adaptive_max_pool2d(array[None, None].float(), size)[0] > 0

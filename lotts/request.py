@@ -1,0 +1,229 @@
+"""One call of the method: its checked arguments, its counts, and how pictures become samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from lotts.backbones import Conditioning, StableDiffusion
+from lotts.cost import Cost
+from lotts.localize import check_ratio
+from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index
+from lotts.paste import paste
+from lotts.resample import OnStep, ResampleConfig, Trajectory, grow, refine
+from lotts.sources import Heatmaps, MapSource, Watch
+from lotts.verifiers import Verifier, score
+
+T = TypeVar("T")
+
+
+@dataclass
+class Request:
+    """Everything the stages share. Built by ``build``, which checks every argument before any compute."""
+
+    backbone: StableDiffusion
+    verifier: Verifier
+    source: MapSource
+    prompt: str
+    seeds: list[int]
+    size: tuple[int, int]
+    steps: int
+    guidance_scale: float
+    num_refinements: int
+    resample: ResampleConfig
+    pixel_paste: bool
+    batch_size: int
+    callback: Callable[..., dict[str, Any] | None] | None
+    output_type: str
+    settings: dict[str, Any]
+    text: Conditioning
+    cost: Cost = field(default_factory=Cost)
+
+    @classmethod
+    def build(
+        cls,
+        backbone: StableDiffusion,
+        verifier: Verifier,
+        source: MapSource,
+        *,
+        prompt: str,
+        num_candidates: int,
+        num_refinements: int,
+        mask_ratio: float,
+        noise_step: int | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        negative_prompt: str,
+        height: int | None,
+        width: int | None,
+        generator: torch.Generator | Sequence[torch.Generator] | None,
+        batch_size: int,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None,
+        output_type: str,
+        pixel_paste: bool,
+        **resample: Any,
+    ) -> Request:
+        """Check the arguments of ``LoTTS.__call__`` and encode the prompt."""
+        check_prompt(prompt, verifier)
+        for name, value, least in (
+            ("num_candidates", num_candidates, 1),
+            ("num_refinements", num_refinements, 0),
+            ("num_inference_steps", num_inference_steps, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"expected {name} to be a whole number from {least} up, got {value!r}")
+        check_ratio(mask_ratio)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"expected output_type to be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        config = ResampleConfig(num_inference_steps // 2 if noise_step is None else noise_step, **resample)
+        if num_refinements:
+            config.check_schedule(num_inference_steps)
+        size = backbone.latent_size(height or backbone.default_side, width or backbone.default_side)
+        seeds = seeds_from(generator, num_candidates)
+        settings = {
+            "num_candidates": num_candidates,
+            "num_refinements": num_refinements,
+            "mask_ratio": mask_ratio,
+            "noise_step": config.noise_step,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "height": height,
+            "width": width,
+            "pixel_paste": pixel_paste,
+            "batch_size": batch_size,
+            "seeds": seeds,
+            "source": source.name,
+            **resample,
+        }
+        guided = guidance_scale > 1
+        request = cls(
+            backbone,
+            verifier,
+            source,
+            prompt,
+            seeds,
+            size,
+            num_inference_steps,
+            guidance_scale,
+            num_refinements,
+            config,
+            pixel_paste,
+            batch_size,
+            callback_on_step_end,
+            output_type,
+            settings,
+            backbone.encode_prompt(prompt, negative_prompt, guided),
+        )
+        request.cost.text_encodes += 1 + guided
+        backbone.timesteps(num_inference_steps)
+        return request
+
+    @property
+    def guided(self) -> bool:
+        return self.text.negative is not None
+
+    def batches(self, items: Sequence[T]) -> Iterator[list[T]]:
+        for start in range(0, len(items), self.batch_size):
+            yield list(items[start : start + self.batch_size])
+
+    def watch(self, batch: int) -> Watch:
+        self.cost.text_encodes += 2
+        return self.source.watch(self.backbone, self.prompt, batch, self.size, self.steps, self.guided)
+
+    def on_step(self, stage: str) -> OnStep | None:
+        """The user's diffusers callback as a hook of the sampling loop."""
+        if self.callback is None:
+            return None
+        callback, pipe, timesteps = self.callback, self.backbone.pipe, self.backbone.scheduler.timesteps
+
+        def hook(step: int, latents: torch.Tensor) -> torch.Tensor | None:
+            returned = callback(pipe, step, timesteps[step], {"latents": latents, "stage": stage})
+            replaced = (returned or {}).get("latents")
+            return None if replaced is None or replaced is latents else replaced
+
+        return hook
+
+    def refine(self, candidates: Sequence[Trajectory], masks: torch.Tensor) -> list[tuple[int, int, Trajectory]]:
+        """Consistency maintenance: (parent, refinement, trajectory) for the k refinements of every candidate."""
+        jobs = [(parent, k) for parent in range(len(candidates)) for k in range(self.num_refinements)]
+        out: list[tuple[int, int, Trajectory]] = []
+        for batch in self.batches(jobs):
+            parents = [parent for parent, _ in batch]
+            refined = refine(
+                self.backbone,
+                self.text,
+                [candidates[parent] for parent in parents],
+                masks[parents],
+                [k for _, k in batch],
+                self.resample,
+                self.steps,
+                self.guidance_scale,
+                on_step=self.on_step("refinement"),
+            )
+            self.cost.denoised(len(batch), self.steps - self.resample.noise_step, self.guided)
+            out += [(parent, k, trajectory) for (parent, k), trajectory in zip(batch, refined, strict=True)]
+        return out
+
+    def pictures(self, latents: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        """Decode latents [C, h, w], ``batch_size`` at a time."""
+        self.cost.vae_decodes += len(latents)
+        return [image for batch in self.batches(latents) for image in self.backbone.decode(torch.stack(batch))]
+
+    def pool(
+        self,
+        kind: str,
+        images: Sequence[np.ndarray],
+        candidates: Sequence[Trajectory],
+        heatmaps: Heatmaps,
+        masks: torch.Tensor,
+        refined: Sequence[tuple[int, int, Trajectory]],
+    ) -> list[Sample]:
+        """All samples as float32 arrays, not yet scored: the candidates with their ``images``, then their refinements."""
+        pool = []
+        for i, (image, candidate) in enumerate(zip(images, candidates, strict=True)):
+            maps = {name: m[i].cpu() for name, m in heatmaps.items()}
+            pool.append(Sample(image, float("nan"), kind, candidate.seed, mask=masks[i].cpu(), heatmaps=maps))
+        for (parent, k, trajectory), image in zip(
+            refined, self.pictures([t.result for _, _, t in refined]), strict=True
+        ):
+            mask = grow(masks[parent : parent + 1], self.resample.dilate)[0].cpu()
+            if self.pixel_paste:
+                image = paste(pool[parent].image, image, mask)
+            pool.append(Sample(image, float("nan"), "refinement", trajectory.seed, parent, k, mask))
+        return pool
+
+    def verified(self, samples: list[Sample]) -> LoTTSOutput:
+        """Verifier scoring: judge the pool, then bring the pictures into the form the caller asked for."""
+        scores = score(self.verifier, [s.image for s in samples], [self.prompt] * len(samples))
+        self.cost.verifier_calls += len(samples)
+        for sample, value in zip(samples, scores, strict=True):
+            sample.score, sample.image = value, as_output_type(sample.image, self.output_type)
+        return LoTTSOutput(self.prompt, samples, best_index(samples), self.cost, self.settings)
+
+
+def check_prompt(prompt: str, verifier: Verifier) -> None:
+    if not isinstance(prompt, str):
+        raise TypeError(f"expected one prompt as a string, got {type(prompt).__name__}; call once a prompt")
+    if not prompt.strip():
+        raise ValueError("expected a prompt, got an empty string")
+    if hasattr(verifier, "check_prompt"):
+        verifier.check_prompt(prompt)
+
+
+def seeds_from(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
+    """Candidate seeds: s, s + 1, ... from one generator, one each from a list, or from a random start."""
+    if generator is None:
+        start = int(torch.randint(2**31, ()))
+    elif isinstance(generator, torch.Generator):
+        start = generator.initial_seed()
+    else:
+        if len(generator) != count or not all(isinstance(g, torch.Generator) for g in generator):
+            raise ValueError(f"expected one torch.Generator or a list of {count}, one a candidate, got {generator!r}")
+        return [g.initial_seed() for g in generator]
+    return [start + i for i in range(count)]

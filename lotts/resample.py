@@ -1,0 +1,228 @@
+"""Localised resampling: noise injection, masked refinement, global integration (paper, "Consistency maintenance")."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from lotts.backbones import Conditioning, StableDiffusion
+from lotts.kernels import inject_noise, philox_normal
+
+BACKGROUNDS = ("replay", "fixed", "fresh", "clean")
+
+
+@dataclass(frozen=True)
+class ResampleConfig:
+    """How a masked region is resampled.
+
+    Args:
+        noise_step: the sampler step t0, counted from pure noise, at which a refinement starts; 0 resamples from scratch.
+        global_steps: how many of the last steps denoise the whole picture.
+        background: what surrounds the mask while it is refined: the candidate's own latents of that step (``replay``),
+            its result re-noised with one noise (``fixed``) or with a new one each step (``fresh``), or its result
+            without noise (``clean``).
+        dilate: grow the mask by this many latent cells.
+        soft_ring: cells around the mask that join the refinement one after the other, so that the seam is gradual.
+    """
+
+    noise_step: int
+    global_steps: int = 2
+    background: str = "replay"
+    dilate: int = 0
+    soft_ring: int = 0
+
+    def __post_init__(self) -> None:
+        if self.background not in BACKGROUNDS:
+            raise ValueError(f"expected background to be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
+        for name in ("noise_step", "global_steps", "dilate", "soft_ring"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"expected {name} to be a whole number from 0 up, got {value!r}")
+
+    def check_schedule(self, num_inference_steps: int) -> None:
+        if self.noise_step >= num_inference_steps:
+            raise ValueError(
+                f"expected noise_step from 0 to {num_inference_steps - 1} (of {num_inference_steps} steps), got {self.noise_step}"
+            )
+        if self.noise_step + self.global_steps > num_inference_steps:
+            raise ValueError(
+                f"expected noise_step + global_steps <= num_inference_steps, got {self.noise_step} + {self.global_steps} "
+                f"> {num_inference_steps}: nothing would be refined inside the mask"
+            )
+
+
+@dataclass
+class Trajectory:
+    """One sample's way through the sampler.
+
+    ``latents[i]`` [C, h, w] enter step i; the last entry is the result. Steps before ``first`` were not kept (None).
+    """
+
+    seed: int
+    latents: list[torch.Tensor | None]
+
+    @property
+    def result(self) -> torch.Tensor:
+        final = self.latents[-1]
+        assert final is not None
+        return final
+
+
+Watch = Callable[[int], AbstractContextManager[None]]
+OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
+
+
+def derive_seed(seed: int, *path: str | int) -> int:
+    """A 63-bit seed for one purpose of one sample: depends on nothing else."""
+    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def denoise(
+    backbone: StableDiffusion,
+    text: Conditioning,
+    seeds: list[int],
+    size: tuple[int, int],
+    num_inference_steps: int,
+    guidance_scale: float,
+    *,
+    watch: Watch | None = None,
+    on_step: OnStep | None = None,
+) -> list[Trajectory]:
+    """Denoise one candidate a seed (one batch) and keep the latents of every step.
+
+    Args:
+        text: conditioning of one prompt, [1, L, E].
+        watch: context entered around the prediction of step i (attention capture).
+        on_step: called with (step, latents) after each step; may return replacement latents.
+    """
+    latents = torch.cat([backbone.initial_latents(seed, size) for seed in seeds])
+    # A plain run draws its later noise from the generator that drew the initial latents; so do we.
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds] if backbone.stochastic else None
+    for generator in generators or ():
+        torch.randn((1, *latents.shape[1:]), generator=generator, dtype=latents.dtype)
+    steps = [latents]
+    for step, latents in _sample(
+        backbone, text.repeat(len(seeds)), latents, 0, num_inference_steps, guidance_scale, generators, watch
+    ):
+        replaced = on_step(step, latents) if on_step else None
+        steps.append(latents if replaced is None else latents.copy_(replaced))
+    return [Trajectory(seed, [entry[i].clone() for entry in steps]) for i, seed in enumerate(seeds)]
+
+
+def refine(
+    backbone: StableDiffusion,
+    text: Conditioning,
+    candidates: list[Trajectory],
+    masks: torch.Tensor,
+    indices: list[int],
+    config: ResampleConfig,
+    num_inference_steps: int,
+    guidance_scale: float,
+    *,
+    on_step: OnStep | None = None,
+) -> list[Trajectory]:
+    """Resample ``masks`` (bool [B, h, w]) of B candidates, one batch; ``indices[b]`` tells refinements of one candidate apart.
+
+    A row whose mask is empty comes back as it was.
+    """
+    n, t0 = num_inference_steps, config.noise_step
+    config.check_schedule(n)
+    masks = grow(masks, config.dilate)
+    change = _soft_ring(masks, config.soft_ring)
+    backbone.timesteps(n)
+    behind = _Background(backbone, candidates, indices, config)
+    seeds = torch.tensor([[derive_seed(c.seed, "inject", k)] for c, k in zip(candidates, indices, strict=True)])
+    signal, noise = backbone.signal_and_noise(t0)
+    x0 = torch.stack([c.result for c in candidates])
+    injected = masks[:, None].to(torch.float32)
+    latents = inject_noise(x0, injected, behind(t0), seeds.to(x0.device), signal=signal, noise=noise)[:, 0]
+    generators = [
+        torch.Generator().manual_seed(derive_seed(c.seed, "step", k)) for c, k in zip(candidates, indices, strict=True)
+    ]
+    steps: list[torch.Tensor | None] = [None] * t0 + [latents]
+    for step, latents in _sample(
+        backbone, text.repeat(len(candidates)), latents, t0, n, guidance_scale, generators, None
+    ):
+        if step < n - config.global_steps:
+            inside = change >= 1 - (step + 1 - t0) / (n - t0)
+            latents.copy_(torch.where(inside[:, None], latents, behind(step + 1)))
+        replaced = on_step(step, latents) if on_step else None
+        steps.append(latents if replaced is None else latents.copy_(replaced))
+    empty = ~masks.flatten(1).any(1)
+    out = []
+    for row, candidate in enumerate(candidates):
+        kept = [None if entry is None else entry[row].clone() for entry in steps]
+        out.append(Trajectory(candidate.seed, list(candidate.latents) if empty[row] else kept))
+    return out
+
+
+def grow(masks: torch.Tensor, cells: int) -> torch.Tensor:
+    """Dilate bool masks [B, h, w] by ``cells`` in all eight directions."""
+    if not cells:
+        return masks
+    return F.max_pool2d(masks[:, None].float(), 2 * cells + 1, 1, cells)[:, 0] > 0
+
+
+def renoise(backbone: StableDiffusion, x0: torch.Tensor, step: int, seeds: list[int]) -> torch.Tensor:
+    """x0 [B, C, h, w] with the noise level of ``step``, one Philox noise a sample."""
+    signal, noise = backbone.signal_and_noise(step)
+    e = philox_normal(torch.tensor(seeds, device=x0.device), tuple(x0.shape[1:]))
+    return (signal * x0 + noise * e).to(x0.dtype)
+
+
+def _sample(
+    backbone: StableDiffusion,
+    text: Conditioning,
+    latents: torch.Tensor,
+    first: int,
+    num_inference_steps: int,
+    guidance_scale: float,
+    generators: list[torch.Generator] | None,
+    watch: Watch | None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (step, latents after it) from ``first`` on. The caller may edit the yielded latents in place."""
+    backbone.restart(num_inference_steps, first)
+    for step in range(first, num_inference_steps):
+        with watch(step) if watch else nullcontext():
+            prediction = backbone.predict(latents, step, text, guidance_scale)
+        latents = backbone.step(prediction, step, latents, generators)
+        yield step, latents
+
+
+def _soft_ring(masks: torch.Tensor, cells: int) -> torch.Tensor:
+    """1 inside, falling by cells outside: a cell of value c is refined during the last share c of the steps."""
+    change = masks.to(torch.float32)
+    for ring in range(1, cells + 1):
+        change = torch.where((change == 0) & grow(masks, ring), 1 - ring / (cells + 1), change)
+    # Rounding must not lock the mask itself out of the first step.
+    return torch.where(masks, 2.0, change)
+
+
+class _Background:
+    """What stands outside the mask when ``step`` begins: [B, C, h, w]."""
+
+    def __init__(
+        self, backbone: StableDiffusion, candidates: list[Trajectory], indices: list[int], config: ResampleConfig
+    ) -> None:
+        self.backbone, self.candidates, self.indices, self.kind = backbone, candidates, indices, config.background
+        self.x0 = torch.stack([c.result for c in candidates])
+
+    def __call__(self, step: int) -> torch.Tensor:
+        if self.kind == "replay":
+            kept = [c.latents[step] for c in self.candidates]
+            if any(entry is None for entry in kept):
+                raise ValueError(
+                    f"background 'replay' needs the candidate's latents of step {step}; use 'fixed' for a picture from outside"
+                )
+            return torch.stack([entry for entry in kept if entry is not None])
+        if self.kind == "clean" or step >= len(self.backbone.scheduler.timesteps):
+            return self.x0
+        moment = () if self.kind == "fixed" else (step,)
+        seeds = [derive_seed(c.seed, self.kind, k, *moment) for c, k in zip(self.candidates, self.indices, strict=True)]
+        return renoise(self.backbone, self.x0, step, seeds)

@@ -1,0 +1,246 @@
+"""Train the embedded models from scratch: ``python -m lotts.shapes.train {vae,sd}``.
+
+``sd`` is the pipeline ``shapes-sd`` (a tokenizer and an autoencoder first, where they are not there yet, then the text
+encoder and the U-Net together). Runs live in --runs, one folder a model, and resume; finished weights are exported to
+the package as fp16 safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from lotts.shapes import build
+from lotts.shapes.draw import draw
+from lotts.shapes.loop import Recipe, Worker, averaged, fit, launch
+from lotts.shapes.scenes import QUALITY_PREFIX, Scene, caption, sample_scene
+
+WEIGHTS = Path(__file__).parent / "weights"
+LOW_QUALITY, HIGH_QUALITY, EMPTY = 0.15, 0.2, 0.1  # shares of captions; the rest is plain
+PLAIN_DAMAGED = 0.08  # plain captions describe the world as it is: some of its pictures are flawed
+
+
+def pixels(images: list[np.ndarray], device: torch.device) -> torch.Tensor:
+    """uint8 [H, W, 3] pictures to [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(batch: torch.Tensor) -> np.ndarray:
+    """[B, 3, H, W] in [-1, 1] to uint8 [B, H, W, 3]."""
+    return ((batch.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def contact_sheet(images: np.ndarray, columns: int = 6) -> Image.Image:
+    rows = [np.concatenate(list(images[i : i + columns]), 1) for i in range(0, len(images) - columns + 1, columns)]
+    return Image.fromarray(np.concatenate(rows, 0))
+
+
+# --- the autoencoder
+
+
+class AutoencoderLoss(nn.Module):
+    """L1 on pixels and on their differences (edges), with a light KL term that keeps the latents near a unit normal."""
+
+    KL, EDGES = 2e-4, 1.0
+
+    def __init__(self, vae, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.vae, self.batch, self.device = vae, recipe.batch_size, device
+
+    def forward(self, rng: np.random.Generator, noise: torch.Generator):
+        scenes = [sample_scene(rng) for _ in range(self.batch)]
+        x = pixels([draw(scene, rng, damaged=bool(rng.random() < 0.4)).image for scene in scenes], self.device)
+        posterior = self.vae.encode(x).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(
+            posterior.mean.shape, generator=noise, device=self.device
+        )
+        error = self.vae.decode(latents).sample.float() - x
+        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        value = error.abs().mean() + 0.3 * error.square().mean() + self.EDGES * edges + self.KL * kl
+        return value, {"l1": float(error.detach().abs().mean()), "kl": float(kl.detach())}
+
+
+def train_vae(worker: Worker, runs: Path, images: int) -> None:
+    torch.manual_seed(worker.seed)
+    vae = build.autoencoder().to(worker.device)
+    recipe = Recipe(images=images, batch_size=4, learning_rate=2e-3, warmup=800, weight_decay=1e-4, seed=worker.seed)
+    loss = AutoencoderLoss(vae, recipe, worker.device)
+    fixed = [
+        draw(sample_scene(np.random.default_rng([7, i])), np.random.default_rng([8, i]), damaged=i % 2 == 1).image
+        for i in range(12)
+    ]
+
+    def preview(_, path: Path) -> None:
+        x = pixels(fixed, worker.device)
+        y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+        contact_sheet(to_images(torch.cat([x, y])), 12).save(path)
+
+    fit(worker, vae, loss, recipe, runs / "vae", preview=preview, preview_every=5_000)
+    if worker.rank == 0:
+        export_vae(runs)
+
+
+def export_vae(runs: Path, weights: Path = WEIGHTS / "sd") -> None:
+    """Write the averaged autoencoder, with the scaling factor that brings its latents to unit variance."""
+    vae = averaged(build.autoencoder(), runs / "vae")
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        x = pixels([draw(sample_scene(rng), rng).image for _ in range(256)], torch.device("cpu"))
+        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(32)])
+    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
+    vae.half().save_pretrained(weights / "vae")
+
+
+# --- the text encoder and the U-Net
+
+
+class Denoiser(nn.Module):
+    """The two parts that train together, under one roof for the optimiser and the checkpoint."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.text_encoder = build.text_encoder(vocab_size)
+        self.unet = build.unet()
+
+
+class DenoiserLoss(nn.Module):
+    """v-prediction on latents drawn as training goes.
+
+    Encoded pictures wait in a pool and are each used about ``REUSE`` times, under new noise, before fresh ones replace
+    them: drawing and encoding then cost a tenth of a training step.
+    """
+
+    REUSE, POOL = 3, 12_288
+
+    def __init__(self, model: Denoiser, vae, tokenizer, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.vae, self.tokenizer = model, vae, tokenizer
+        self.batch, self.device = recipe.batch_size, device
+        self.pool: collections.deque[tuple[torch.Tensor, torch.Tensor, str]] = collections.deque(maxlen=self.POOL)
+        self.alphas = build.scheduler().alphas_cumprod.to(device)
+
+    def refill(self, rng: np.random.Generator, count: int) -> None:
+        images, texts = [], []
+        for _ in range(count):
+            text, scene, damaged = _captioned(rng)
+            images.append(draw(scene, rng, damaged=damaged).image)
+            texts.append(text)
+        with torch.no_grad():
+            posterior = self.vae.encode(pixels(images, self.device)).latent_dist
+        scale = self.vae.config.scaling_factor
+        self.pool.extend(zip((posterior.mean * scale).float(), (posterior.std * scale).float(), texts, strict=True))
+
+    def forward(self, rng: np.random.Generator, noise: torch.Generator):
+        self.refill(rng, -(-self.batch // self.REUSE) if len(self.pool) >= self.batch * 8 else self.batch * 8)
+        chosen = [self.pool[int(i)] for i in rng.choice(len(self.pool), self.batch, replace=False)]
+        mean, std = (torch.stack([entry[part] for entry in chosen]) for part in (0, 1))
+        texts = ["" if rng.random() < EMPTY else entry[2] for entry in chosen]
+        ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
+            self.device
+        )
+        embeds = self.model.text_encoder(ids)[0]
+
+        def normal() -> torch.Tensor:
+            return torch.randn(mean.shape, generator=noise, device=self.device)
+
+        latents, e = mean + std * normal(), normal()
+        # One stratum of the timestep range each: less variance in the loss for the same batch.
+        t = (
+            torch.arange(self.batch, device=self.device) + torch.rand(self.batch, generator=noise, device=self.device)
+        ) / self.batch
+        t = (t * 1000).long().clamp(max=999)
+        a = self.alphas[t].sqrt().view(-1, 1, 1, 1)
+        s = (1 - self.alphas[t]).sqrt().view(-1, 1, 1, 1)
+        predicted = self.model.unet(a * latents + s * e, t, embeds).sample.float()
+        value = (predicted - (a * e - s * latents)).square().mean()
+        return value, {}
+
+
+def _captioned(rng: np.random.Generator) -> tuple[str, Scene, bool]:
+    scene = sample_scene(rng)
+    text, chance = caption(scene, rng), rng.random()
+    if chance < LOW_QUALITY:
+        return QUALITY_PREFIX["low"].format(text), scene, True
+    if chance < LOW_QUALITY + HIGH_QUALITY:
+        return QUALITY_PREFIX["high"].format(text), scene, False
+    return text, scene, bool(rng.random() < PLAIN_DAMAGED)
+
+
+def train_sd(worker: Worker, runs: Path, images: int, weights: Path = WEIGHTS / "sd") -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(worker.seed)
+    tokenizer = build.load_tokenizer(weights / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32).to(worker.device).eval()
+    model = Denoiser(len(tokenizer)).to(worker.device)
+    recipe = Recipe(images=images, batch_size=16, learning_rate=1e-3, warmup=10_000, seed=worker.seed, ema=0.9995)
+    loss = DenoiserLoss(model, vae, tokenizer, recipe, worker.device)
+
+    def preview(_, path: Path) -> None:
+        pipe = build.pipeline(vae, model.text_encoder, tokenizer, model.unet)
+        pipe.set_progress_bar_config(disable=True)
+        scenes = [
+            sample_scene(np.random.default_rng([9, i]), n, held_out=True) for i, n in enumerate([2, 3, 4, 6, 9, 16] * 2)
+        ]
+        with torch.autocast(worker.device.type, torch.bfloat16):
+            out = pipe(
+                [caption(scene) for scene in scenes],
+                num_inference_steps=20,
+                guidance_scale=3.0,
+                generator=[torch.Generator().manual_seed(i) for i in range(len(scenes))],
+                output_type="np",
+            ).images
+        contact_sheet((out * 255).round().astype(np.uint8), 6).save(path)
+
+    fit(worker, model, loss, recipe, runs / "sd", preview=preview, preview_every=25_000)
+    if worker.rank == 0:
+        export_sd(runs, weights)
+
+
+def export_sd(runs: Path, weights: Path = WEIGHTS / "sd") -> None:
+    """Write the averaged text encoder and U-Net beside the autoencoder as a folder that ``from_pretrained`` reads."""
+    from diffusers import AutoencoderKL
+
+    tokenizer = build.load_tokenizer(weights / "tokenizer")
+    model = averaged(Denoiser(len(tokenizer)), runs / "sd")
+    vae = AutoencoderKL.from_pretrained(weights / "vae")
+    build.pipeline(vae.half(), model.text_encoder.half(), tokenizer, model.unet.half()).save_pretrained(weights)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lotts.shapes.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", choices=["vae", "sd"])
+    parser.add_argument("--images", type=int, help="training budget in pictures (default: the recipe's)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs and samples (default: runs)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--processes", type=int, help="processes on the CPU (default: one a core)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--export-only", action="store_true", help="write the weights of the newest checkpoint and stop"
+    )
+    args = parser.parse_args(argv)
+    runs = args.runs / "shapes"
+    if args.export_only:
+        export_vae(runs) if args.model == "vae" else export_sd(runs)
+        return
+    common = {"device": args.device, "processes": args.processes, "seed": args.seed}
+    if args.model == "vae" or not (WEIGHTS / "sd" / "vae").exists():
+        launch(train_vae, runs, args.images if args.model == "vae" and args.images else 40_000, **common)
+    if args.model == "sd":
+        if not (WEIGHTS / "sd" / "tokenizer").exists():
+            build.write_tokenizer(WEIGHTS / "sd" / "tokenizer")
+        launch(train_sd, runs, args.images or 1_000_000, **common)
+
+
+if __name__ == "__main__":
+    main()

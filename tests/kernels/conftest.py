@@ -1,0 +1,47 @@
+"""What "accurate" means for the ops: no worse than twice the error of plain eager PyTorch in the same dtype."""
+
+import pytest
+import torch
+from torch import Tensor
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def eager_attention(query, key, value, columns, scale=None):
+    """What a user would write: every step in the dtype of the inputs, columns [B, 1 or H, M, C] included."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    attention = torch.softmax(query @ key.transpose(-2, -1) * scale, dim=-1)
+    return attention @ value, attention @ columns.to(query.dtype)
+
+
+def check_accuracy(actual: Tensor, eager: Tensor, truth: Tensor, rms_bound: float) -> None:
+    """Assert the rule; ``rms_bound`` is relative to the RMS of ``truth``, which is float64."""
+    assert actual.shape == truth.shape
+    error, allowed = actual.double() - truth, eager.double() - truth
+    # Rounding the exact answer to the dtype of the result must always be allowed.
+    rounding = truth.abs().max() * torch.finfo(eager.dtype).eps
+    assert error.abs().max() <= 2 * allowed.abs().max() + rounding
+    assert rms(error) <= rms_bound * rms(truth)
+
+
+@pytest.fixture(scope="session")
+def accuracy():
+    return check_accuracy
+
+
+@pytest.fixture(scope="session")
+def eager():
+    return eager_attention
+
+
+@pytest.fixture(scope="session")
+def heads_last():
+    """A maker of [B, H, N, D] tensors as attention layers have them: views of [B, N, H, D], not contiguous."""
+
+    def make(batch, heads, tokens, dim, *, dtype=torch.float32, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, tokens, heads, dim, generator=generator).to(dtype).transpose(1, 2)
+
+    return make

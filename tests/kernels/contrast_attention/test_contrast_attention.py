@@ -1,0 +1,211 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lotts.kernels import contrast_attention
+
+IMPLS = ["portable", "reference"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def uniform(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def arguments(heads_last):
+    def make(n=113, length=77, dim=64, dtype=torch.float32, batch=2, heads=3, columns=2, side_length=77):
+        query = heads_last(batch, heads, n, dim, dtype=dtype, seed=1)
+        key = heads_last(batch, heads, length, dim, dtype=dtype, seed=2)
+        value = heads_last(batch, heads, length, dim, dtype=dtype, seed=3)
+        sides = {
+            "key_pos": heads_last(batch, heads, side_length, dim, dtype=dtype, seed=4),
+            "weight_pos": uniform(batch, side_length, seed=5),
+            "key_neg": heads_last(1, heads, side_length + 1, dim, dtype=dtype, seed=6),
+            "weight_neg": uniform(1, side_length + 1, seed=7),
+        }
+        return (query, key, value, uniform(batch, length, columns, seed=8)), sides
+
+    return make
+
+
+def widened(args, sides):
+    return [a.double() for a in args], {name: a.double() for name, a in sides.items()}
+
+
+SHAPES = [
+    # query tokens, prompt tokens, head dim
+    (113, 77, 40),
+    (203, 1, 64),
+    (64, 113, 80),
+    (799, 231, 128),
+    (33, 512, 160),
+    (1, 77, 64),
+]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("n", "length", "dim"), SHAPES)
+def test_error_is_at_most_twice_that_of_eager_torch(arguments, accuracy, eager, n, length, dim, dtype, impl):
+    args, sides = arguments(n, length, dim, dtype)
+    out, maps = contrast_attention(*args, **sides, impl=impl)
+    wide_args, wide_sides = widened(args, sides)
+    true_out, true_maps = contrast_attention(*wide_args, **wide_sides, impl="reference")
+    assert out.dtype == dtype
+    assert maps.dtype == torch.float32
+
+    query, key, value, weight = args
+    eager_out, eager_maps = eager(query, key, value, weight.unsqueeze(1))
+    for side in ("pos", "neg"):
+        keys, weights = sides[f"key_{side}"], sides[f"weight_{side}"]
+        eager_maps = torch.cat([eager_maps, eager(query, keys, keys, weights[:, None, :, None])[1]], dim=-1)
+    accuracy(out, eager_out, true_out, rms_bound=2 * torch.finfo(dtype).eps)
+    # The maps are float32 throughout, whatever the inputs are.
+    accuracy(maps, eager_maps, true_maps, rms_bound=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_output_is_the_stock_attention_bit_for_bit(arguments, dtype):
+    (query, key, value, weight), sides = arguments(dtype=dtype)
+    out, _ = contrast_attention(query, key, value, weight, **sides)
+    stock = F.scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False)
+    assert torch.equal(out, stock)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_maps_are_ordered_columns_positive_negative(arguments, impl):
+    args, sides = arguments()
+    _, all_maps = contrast_attention(*args, **sides, impl=impl)
+    pos = {name: tensor for name, tensor in sides.items() if name.endswith("pos")}
+    neg = {name: tensor for name, tensor in sides.items() if name.endswith("neg")}
+    assert all_maps.shape[-1] == 4
+    assert torch.equal(contrast_attention(*args, impl=impl)[1], all_maps[..., :2])
+    assert torch.equal(contrast_attention(*args[:3], **pos, impl=impl)[1], all_maps[..., 2:3])
+    assert torch.equal(contrast_attention(*args[:3], **neg, impl=impl)[1], all_maps[..., 3:])
+    assert contrast_attention(*args[:3], impl=impl)[1].shape == (2, 3, 113, 0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_weights_may_be_shared_by_the_batch(arguments, impl):
+    (query, key, value, weight), _ = arguments()
+    shared = contrast_attention(query, key, value, weight[0], impl=impl)[1]
+    repeated = contrast_attention(query, key, value, weight[:1].expand(2, -1, -1), impl=impl)[1]
+    assert torch.equal(shared, repeated)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_scale_multiplies_the_scores(arguments, impl):
+    (query, key, value, weight), sides = arguments()
+    scaled = contrast_attention(query, key, value, weight, **sides, scale=0.25, impl=impl)
+    folded = contrast_attention(query * (0.25 * 64**0.5), key, value, weight, **sides, impl=impl)
+    for actual, expected in zip(scaled, folded, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("batch", "n"), [(2, 0), (0, 5)])
+def test_zero_rows_give_zero_rows(arguments, batch, n, impl):
+    args, sides = arguments(n=n, batch=batch)
+    if batch == 0:
+        sides = {name: tensor for name, tensor in sides.items() if name.endswith("neg")}
+    out, maps = contrast_attention(*args, **sides, impl=impl)
+    assert out.shape == (batch, 3, n, 64)
+    assert maps.shape == (batch, 3, n, 2 + len(sides) // 2)
+
+
+def test_block_boundaries_leave_no_seam(arguments):
+    # 3 heads of 16 padded tokens: one block holds 5461 queries, so this takes a full and a partial one.
+    args, _ = arguments(n=6000, length=9, dim=40, batch=1)
+    expected = contrast_attention(*args, impl="reference")[1]
+    torch.testing.assert_close(contrast_attention(*args)[1], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_scores_do_not_overflow(arguments, dtype):
+    (query, key, value, weight), sides = arguments(dtype=dtype)
+    _, maps = contrast_attention(query * 100, key * 50, value, weight, **sides)
+    assert maps.isfinite().all()
+    assert maps.min() >= 0
+    assert maps.max() <= 1 + 1e-6
+
+
+def test_maps_are_differentiable(arguments):
+    args, sides = arguments(n=17)
+    args[0].requires_grad_()
+    gradients = [
+        torch.autograd.grad(contrast_attention(*args, **sides, impl=impl)[1].square().sum(), args[0])[0]
+        for impl in IMPLS
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_compiles_without_graph_breaks(arguments):
+    args, sides = arguments()
+    compiled = torch.compile(contrast_attention, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(compiled(*args, **sides), contrast_attention(*args, **sides), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+sizes = st.integers(1, 40)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=sizes, length=sizes, heads=st.integers(1, 3), dim=st.sampled_from([8, 40]), seed=st.integers(0, 2**31))
+def test_laws_of_the_maps(n, length, heads, dim, seed):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, heads, n, dim, generator=generator)
+    key, value = torch.randn(2, 1, heads, length, dim, generator=generator)
+    weight = torch.rand(1, length, 2, generator=generator)
+
+    def maps(weights, order=slice(None)):
+        return contrast_attention(query, key[:, :, order], value[:, :, order], weights[:, order])[1]
+
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(maps(torch.ones(1, length, 1)), torch.ones(1, heads, n, 1), **close)
+    a, b = maps(weight).unbind(-1)
+    torch.testing.assert_close(maps(2 * weight[..., :1] - weight[..., 1:])[..., 0], 2 * a - b, **close)
+    order = torch.randperm(length, generator=generator)
+    torch.testing.assert_close(maps(weight, order), maps(weight), **close)
+
+
+def bad(message, error=ValueError, **changes):
+    return pytest.param(changes, error, message, id=message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        bad(r"query: expected a torch.Tensor, got list", TypeError, query=[1.0]),
+        bad(r"query: expected shape \[B, H, N, D\], got \[2, 64\]", query=torch.zeros(2, 64)),
+        bad(
+            r"key: expected shape \[B, H, L, D\] with B=2, H=3, D=64, got \[2, 3, 77, 40\]",
+            key=torch.zeros(2, 3, 77, 40),
+        ),
+        bad(r"value: expected shape .* with B=2, H=3, L=77, got", value=torch.zeros(2, 3, 76, 64)),
+        bad(r"L: expected at least 1, got 0", key=torch.zeros(2, 3, 0, 64), value=torch.zeros(2, 3, 0, 64)),
+        bad(r"query: expected dtype .*, got torch.int64", TypeError, query=torch.zeros(2, 3, 5, 64, dtype=torch.int64)),
+        bad(
+            r"key: expected dtype torch.float32, got torch.float16",
+            TypeError,
+            key=torch.zeros(2, 3, 77, 64, dtype=torch.float16),
+        ),
+        bad(r"weight: expected shape \[B\|1, L, C\] with B=2, L=77, got \[1, 78, 1\]", weight=torch.zeros(78, 1)),
+        bad(
+            r"weight: expected dtype torch.float32, got torch.bfloat16",
+            TypeError,
+            weight=torch.zeros(77, 1, dtype=torch.bfloat16),
+        ),
+        bad(r"weight_pos: expected a tensor to go with key_pos, got None", weight_pos=None),
+        bad(r"key_neg: expected a tensor to go with weight_neg, got None", key_neg=None),
+        bad(r"weight_pos: expected shape \[B\|1, Lpos\] with B=2, Lpos=77, got \[2, 3\]", weight_pos=torch.zeros(2, 3)),
+        bad(r"key: expected device cpu, got meta", key=torch.zeros(2, 3, 77, 64, device="meta")),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, changes, error, message):
+    args, sides = arguments()
+    everything = dict(zip(("query", "key", "value", "weight"), args, strict=True)) | sides | changes
+    with pytest.raises(error, match=message):
+        contrast_attention(**everything)

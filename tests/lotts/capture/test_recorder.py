@@ -1,0 +1,327 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+
+from lotts.capture import AttentionRecorder
+from lotts.capture.grids import match_rows, resize_maps, token_grids
+
+TOKENS, WIDTH = 7, 32
+
+
+def noise(*shape, seed=2):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tokens_of(*shape, seed=4):
+    return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def arguments(rows=2, size=(16, 16)):
+    return noise(rows, 4, *size), 5, noise(rows, TOKENS, WIDTH, seed=3)
+
+
+def quality_prompts(rows=1):
+    return (noise(rows, 9, WIDTH, seed=5), tokens_of(rows, 9, seed=6)), (
+        noise(rows, 11, WIDTH, seed=7),
+        tokens_of(rows, 11, seed=8),
+    )
+
+
+def recorder_of(unet, rows=2, size=(16, 16), **kwargs):
+    positive, negative = quality_prompts()
+    recorder = AttentionRecorder(unet, tokens_of(rows, TOKENS, 2), positive, negative, latent_size=size, **kwargs)
+    recorder.record_cross = True
+    return recorder
+
+
+def split_heads(attn, tensor):
+    return tensor.double().unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def probabilities(attn, hidden_states, text):
+    """softmax(Q K^T / sqrt(D)) in fp64 from the inputs of an attention module, [B, H, N, L]."""
+    query, key = (split_heads(attn, tensor) for tensor in (attn.to_q(hidden_states), attn.to_k(text)))
+    return torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
+
+
+def inputs_of(attn):
+    """The list into which each call of the module puts its hidden states and text."""
+    seen = []
+
+    def keep(module, args, kwargs):
+        seen.append((args[0] if args else kwargs["hidden_states"], kwargs.get("encoder_hidden_states")))
+
+    attn.register_forward_pre_hook(keep, with_kwargs=True)
+    return seen
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 16), (12, 20), (17, 9)])
+@pytest.mark.parametrize("rows", [None, slice(2, 4), slice(1, 3)])
+def test_the_output_is_bit_identical_while_recording(tiny_unet, size, rows):
+    inputs = arguments(4, size)
+    expected = tiny_unet(*inputs).sample
+    recorded = 4 if rows is None else 2
+    with recorder_of(tiny_unet, recorded, size) as recorder:
+        recorder.rows = rows
+        assert torch.equal(tiny_unet(*inputs).sample, expected)
+        recorder.columns, recorder.record_self = recorder.cross_maps()[:, -2:], True
+        assert torch.equal(tiny_unet(*inputs).sample, expected)
+    assert torch.equal(tiny_unet(*inputs).sample, expected)
+    assert recorder.cross_maps().shape == (recorded, 4, *size)
+    assert recorder.self_maps().shape == (recorded, 2, *size)
+
+
+@torch.no_grad()
+def test_cross_maps_of_a_layer_are_the_masses_computed_in_fp64(tiny_unet):
+    name = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"
+    attn = tiny_unet.get_submodule(name)
+    seen = inputs_of(attn)
+    recorder = recorder_of(tiny_unet, layers=[name])
+    with recorder:
+        tiny_unet(*arguments())
+    hidden_states, text = seen[0]
+    (positive, weight_pos), (negative, weight_neg) = quality_prompts()
+    expected = torch.cat(
+        [
+            probabilities(attn, hidden_states, text) @ tokens_of(2, TOKENS, 2).double().unsqueeze(1),
+            probabilities(attn, hidden_states, positive) @ weight_pos.double()[:, None, :, None],
+            probabilities(attn, hidden_states, negative) @ weight_neg.double()[:, None, :, None],
+        ],
+        dim=-1,
+    )
+    maps = recorder.layer_maps("cross")
+    assert list(maps) == [name]
+    assert maps[name].shape == (2, attn.heads, 4, 8, 8)
+    assert maps[name].dtype == torch.float32
+    torch.testing.assert_close(maps[name].double().flatten(3).transpose(2, 3), expected, atol=2e-6, rtol=0)
+    assert maps[name].min() >= 0
+    assert maps[name].max() <= 1 + 1e-6
+    on_latent_grid = F.interpolate(maps[name].mean(1), (16, 16), mode="bilinear")
+    torch.testing.assert_close(recorder.cross_maps(), on_latent_grid)
+
+
+@torch.no_grad()
+def test_self_maps_of_a_layer_are_its_attention_times_the_columns(tiny_unet):
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    attn = tiny_unet.get_submodule(name)
+    seen = inputs_of(attn)
+    recorder = AttentionRecorder(tiny_unet, latent_size=(16, 16), layers=[name])
+    columns = noise(2, 3, 16, 16, seed=9).abs()
+    with recorder:
+        recorder.columns, recorder.record_self = columns, True
+        tiny_unet(*arguments())
+    hidden_states, text = seen[0]
+    assert text is None
+    coarse = F.avg_pool2d(columns, 2).flatten(2).transpose(1, 2).double()
+    expected = probabilities(attn, hidden_states, hidden_states) @ coarse.unsqueeze(1)
+    actual = recorder.layer_maps("self")[name].double().flatten(3).transpose(2, 3)
+    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_maps_are_means_over_layers_and_forwards(tiny_unet):
+    first, second = arguments(), arguments()[:1] + (400,) + arguments()[2:]
+    alone = []
+    for inputs in (first, second):
+        with recorder_of(tiny_unet) as recorder:
+            tiny_unet(*inputs)
+        alone.append(recorder.cross_maps())
+    with recorder_of(tiny_unet) as both:
+        tiny_unet(*first)
+        tiny_unet(*second)
+    torch.testing.assert_close(both.cross_maps(), (alone[0] + alone[1]) / 2)
+    up = [resize_maps(maps.mean(1), (16, 16)) for name, maps in both.layer_maps("cross").items() if "up_" in name]
+    torch.testing.assert_close(both.cross_maps(layers=["up_blocks"]), torch.stack(up).mean(0))
+    torch.testing.assert_close(both.cross_maps(layers=lambda name: "up_" in name), torch.stack(up).mean(0))
+    both.reset()
+    with pytest.raises(RuntimeError, match="no cross-attention maps were recorded"):
+        both.cross_maps()
+
+
+@torch.no_grad()
+def test_recorded_rows_do_not_depend_on_the_other_rows(tiny_unet):
+    latents, timestep, text = arguments(4)
+    with recorder_of(tiny_unet) as guided:
+        guided.rows = lambda rows: slice(rows // 2, rows)
+        tiny_unet(latents, timestep, text)
+    with recorder_of(tiny_unet) as alone:
+        tiny_unet(latents[2:], timestep, text[2:])
+    torch.testing.assert_close(guided.cross_maps(), alone.cross_maps())
+
+
+@torch.no_grad()
+def test_several_images_of_a_prompt_share_its_weights(tiny_unet):
+    latents, timestep, text = arguments(4)
+    per_prompt = tokens_of(2, TOKENS, 2)
+    maps = []
+    for weight in (per_prompt, per_prompt.repeat_interleave(2, dim=0)):
+        with AttentionRecorder(tiny_unet, weight, *quality_prompts(len(weight)), latent_size=(16, 16)) as recorder:
+            recorder.record_cross = True
+            recorder.positive = recorder.negative = None
+            tiny_unet(latents, timestep, text)
+        maps.append(recorder.cross_maps())
+    assert torch.equal(*maps)
+
+
+@torch.no_grad()
+def test_switches_off_record_nothing_and_a_layer_filter_records_only_its_layers(tiny_unet):
+    with recorder_of(tiny_unet, layers=["mid_block"]) as recorder:
+        recorder.record_cross = False
+        tiny_unet(*arguments())
+        assert recorder.layer_maps("cross") == {}
+        recorder.record_cross = True
+        tiny_unet(*arguments())
+    assert list(recorder.layer_maps("cross")) == ["mid_block.attentions.0.transformer_blocks.0.attn2"]
+    assert recorder.report.cross_layers == ("mid_block.attentions.0.transformer_blocks.0.attn2",)
+    assert recorder.report.self_layers == ("mid_block.attentions.0.transformer_blocks.0.attn1",)
+
+
+@torch.no_grad()
+def test_fused_projections_give_the_same_maps(tiny_unet):
+    with recorder_of(tiny_unet) as separate:
+        tiny_unet(*arguments())
+    tiny_unet.fuse_qkv_projections()
+    expected = tiny_unet(*arguments()).sample
+    with recorder_of(tiny_unet) as fused:
+        actual = tiny_unet(*arguments()).sample
+    assert torch.equal(actual, expected)
+    torch.testing.assert_close(fused.cross_maps(), separate.cross_maps(), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_lora_on_the_key_projection_counts_for_the_quality_prompts(tiny_unet):
+    from peft import LoraConfig
+
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    with recorder_of(tiny_unet, layers=[name]) as recorder:
+        tiny_unet(*arguments())
+        before = recorder.layer_maps("cross")[name]
+    torch.manual_seed(3)
+    tiny_unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    expected = tiny_unet(*arguments()).sample
+    attn = tiny_unet.get_submodule(name)
+    seen = inputs_of(attn)
+    recorder.reset()
+    with recorder:
+        actual = tiny_unet(*arguments()).sample
+    assert torch.equal(actual, expected)
+    after = recorder.layer_maps("cross")[name]
+    (positive, weight_pos), _ = quality_prompts()
+    mass = probabilities(attn, seen[0][0], positive) @ weight_pos.double()[:, None, :, None]
+    torch.testing.assert_close(after[:, :, 2].double().flatten(2), mass[..., 0], atol=2e-6, rtol=0)
+    assert not torch.allclose(after, before, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_layer_under_a_mask_runs_native_and_is_reported(tiny_unet):
+    mask = torch.ones(2, TOKENS, dtype=torch.bool)
+    mask[:, -2:] = False
+    expected = tiny_unet(*arguments(), encoder_attention_mask=mask).sample
+    with recorder_of(tiny_unet) as recorder:
+        assert torch.equal(tiny_unet(*arguments(), encoder_attention_mask=mask).sample, expected)
+    assert recorder.report.cross_layers == ()
+    assert all("mask" in reason for reason in recorder.report.native_layers.values())
+    with pytest.raises(RuntimeError, match="under a mask"):
+        recorder.cross_maps()
+
+
+@torch.no_grad()
+def test_unsupported_layers_are_reported_and_the_others_recorded(tiny_unet):
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    tiny_unet.get_submodule(name).set_processor(SlicedAttnProcessor(1))
+    expected = tiny_unet(*arguments()).sample
+    with recorder_of(tiny_unet) as recorder:
+        assert torch.equal(tiny_unet(*arguments()).sample, expected)
+    assert list(recorder.report.native_layers) == [name]
+    assert "SlicedAttnProcessor" in str(recorder.report)
+    assert len(recorder.report.cross_layers) == 6
+
+
+def test_a_model_with_nothing_to_capture_is_an_error_that_names_what_it_has(tiny_unet):
+    tiny_unet.set_attn_processor(AttnProcessor())
+    with pytest.raises(RuntimeError, match="AttnProcessor does not call"), recorder_of(tiny_unet):
+        pass
+
+
+@torch.no_grad()
+def test_inference_mode_and_gradients(tiny_unet):
+    with recorder_of(tiny_unet) as recorder:
+        with torch.inference_mode():
+            tiny_unet(*arguments())
+        tiny_unet(*arguments())
+        first = recorder.cross_maps()
+        with torch.enable_grad():
+            latents, timestep, text = arguments()
+            latents.requires_grad_()
+            tiny_unet(latents, timestep, text).sample.sum().backward()
+    assert latents.grad is not None
+    assert not recorder.cross_maps().requires_grad
+    torch.testing.assert_close(recorder.cross_maps(), first)
+
+
+@torch.no_grad()
+def test_a_compiled_model_records_the_same_and_many_recorders_share_one_compilation(tiny_unet):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(tiny_unet, fullgraph=True, backend=counter)
+    inputs = arguments(4)
+    expected = compiled(*inputs).sample
+
+    def record(model):
+        recorder = recorder_of(tiny_unet)
+        recorder.rows = lambda rows: slice(rows // 2, rows)
+        with recorder:
+            for step in range(3):
+                recorder.columns, recorder.record_self = noise(2, 1, 16, 16, seed=step), True
+                assert torch.equal(model(*inputs).sample, expected)
+        return recorder.cross_maps(), recorder.self_maps()
+
+    eager, unpatched = record(tiny_unet), counter.frame_count
+    for _ in range(3):
+        for actual, reference in zip(record(compiled), eager, strict=True):
+            torch.testing.assert_close(actual, reference)
+        assert counter.frame_count == unpatched + 2, "one graph makes the buffers, one adds to them"
+    assert torch.equal(compiled(*inputs).sample, expected)
+    assert counter.frame_count == unpatched + 2
+
+
+@torch.no_grad()
+def test_misfits_are_named(tiny_unet):
+    with pytest.raises(ValueError, match=r"weight \[B, L, C\]"):
+        AttentionRecorder(tiny_unet, torch.ones(2, 7), latent_size=(16, 16))
+    with pytest.raises(ValueError, match="expected positive"):
+        AttentionRecorder(tiny_unet, positive=(torch.ones(1, 9, 32), torch.ones(1, 8)), latent_size=(16, 16))
+    with pytest.raises(ValueError, match="no attention layer matches"):
+        recorder_of(tiny_unet, layers=["no_such_block"])
+    with pytest.raises(ValueError, match="expected columns"):
+        recorder_of(tiny_unet).columns = torch.ones(1, 1, 8, 8)
+    with recorder_of(tiny_unet, size=(20, 20)), pytest.raises(ValueError, match="256 query tokens"):
+        tiny_unet(*arguments())
+    latents, timestep, text = arguments()
+    with recorder_of(tiny_unet), pytest.raises(ValueError, match="attends to 6 text tokens"):
+        tiny_unet(latents, timestep, text[:, :6])
+    with recorder_of(tiny_unet), pytest.raises(ValueError, match="multiple of 2 prompts"):
+        tiny_unet(*arguments(3))
+    with recorder_of(tiny_unet) as recorder, pytest.raises(RuntimeError, match="call reset"):
+        tiny_unet(*arguments(2))
+        tiny_unet(*arguments(4))
+    with pytest.raises(ValueError, match='"cross" or "self"'):
+        recorder.layer_maps("joint")
+    with pytest.raises(RuntimeError, match="no self-attention maps"):
+        recorder.self_maps()
+
+
+def test_grids_halve_rounding_up():
+    assert token_grids((17, 9)) == {153: (17, 9), 45: (9, 5), 15: (5, 3), 6: (3, 2), 2: (2, 1), 1: (1, 1)}
+    maps = noise(1, 2, 8, 8)
+    assert torch.equal(resize_maps(maps, (8, 8)), maps)
+    torch.testing.assert_close(resize_maps(maps, (4, 4)), F.avg_pool2d(maps, 2))
+    torch.testing.assert_close(resize_maps(torch.ones(1, 1, 3, 5), (6, 10)), torch.ones(1, 1, 6, 10))
+
+
+def test_rows_of_one_prompt_are_neighbours():
+    assert match_rows(torch.tensor([[1.0], [2.0]]), 4).flatten().tolist() == [1, 1, 2, 2]
+    assert match_rows(torch.tensor([[3.0]]), 2).flatten().tolist() == [3, 3]

@@ -1,0 +1,100 @@
+"""A complete Stable Diffusion pipeline small enough to run in tests, with random weights and the true classes."""
+
+import json
+
+import pytest
+import torch
+
+
+def write_clip_vocabulary(folder, words):
+    """Vocabulary and merges of a CLIP tokenizer to which each of `words` is one token; other text falls to bytes."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in kept]
+    letters = [chr(byte) for byte in kept] + [chr(256 + i) for i in range(len(others))]
+    tokens = letters + [letter + "</w>" for letter in letters]
+    merges = []
+    for word in words:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            pair = (pieces[0], pieces[1])
+            if pair not in merges:
+                merges.append(pair)
+            pieces[:2] = ["".join(pair)]
+            if pieces[0] not in tokens:
+                tokens.append(pieces[0])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab, merge_file = folder / "vocab.json", folder / "merges.txt"
+    vocab.write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+    merge_file.write_text("\n".join(lines), encoding="utf-8")
+    return str(vocab), str(merge_file), len(tokens)
+
+
+@pytest.fixture(scope="session")
+def clip_tokenizer(tmp_path_factory):
+    """A CLIP tokenizer of 40 tokens' length."""
+    from transformers import CLIPTokenizer
+
+    words = ["a", "the", "of", "red", "blue", "cat", "dog", "sits", "beside", "image", "high", "low", "quality"]
+    vocab, merges, _ = write_clip_vocabulary(tmp_path_factory.mktemp("tokenizer"), words)
+    return CLIPTokenizer(vocab, merges, model_max_length=40)
+
+
+@pytest.fixture
+def tiny_unet():
+    """UNet2DConditionModel with attention at 16x16 and 8x8, the structure of Stable Diffusion's."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+        use_linear_projection=True,
+    ).eval()
+
+
+@pytest.fixture
+def tiny_pipe(tiny_unet, clip_tokenizer):
+    """StableDiffusionPipeline of 16x16 latents and 32x32 images with DDIM; random weights, fresh for each test."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(1)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(clip_tokenizer),
+            hidden_size=32,
+            intermediate_size=37,
+            num_attention_heads=4,
+            num_hidden_layers=2,
+            max_position_embeddings=clip_tokenizer.model_max_length,
+            bos_token_id=clip_tokenizer.bos_token_id,
+            eos_token_id=clip_tokenizer.eos_token_id,
+            pad_token_id=clip_tokenizer.pad_token_id,
+        )
+    ).eval()
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        norm_num_groups=8,
+    ).eval()
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=clip_tokenizer,
+        unet=tiny_unet,
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
