@@ -196,12 +196,12 @@ def _sample(
 
 
 def _soft_ring(masks: torch.Tensor, cells: int) -> torch.Tensor:
-    """1 inside, falling by cells outside: a cell of value c is refined during the last share c of the steps."""
+    """When each cell joins: one of value c is refined during the last share c of the steps, one below 0 never."""
     change = masks.to(torch.float32)
     for ring in range(1, cells + 1):
         change = torch.where((change == 0) & grow(masks, ring), 1 - ring / (cells + 1), change)
-    # Rounding must not lock the mask itself out of the first step.
-    return torch.where(masks, 2.0, change)
+    # 2, not 1, inside: rounding must not lock the mask itself out of the first step.
+    return torch.where(masks, 2.0, torch.where(change > 0, change, -1.0))
 
 
 class _Background:

@@ -26,9 +26,7 @@ def contrast_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, N, Dv] and maps [B, H, N, sum of C]; ``groups`` holds (keys, weights [B or 1, L, C]) in map order."""
     # The call that diffusers' attention processors make, argument for argument, so that the output is theirs bit for bit.
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=scale
-    )
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=scale)
     if not groups or query.numel() == 0:
         columns = sum(weights.shape[-1] for _, weights in groups)
         return out, query.new_zeros((*query.shape[:-1], columns), dtype=map_dtype(query))
@@ -58,6 +56,4 @@ def _token_mass(query: Tensor, key: Tensor, weight: Tensor, scale: float | None)
         # linear, not matmul: with few columns, weights laid out along the tokens are several times faster.
         return F.linear(torch.softmax(scores, dim=-1), weights[sample])
 
-    return torch.stack(
-        [torch.cat([mass(b, i) for b in query[i].split(rows, dim=1)], dim=1) for i in range(batch)]
-    )
+    return torch.stack([torch.cat([mass(b, i) for b in query[i].split(rows, dim=1)], dim=1) for i in range(batch)])

@@ -42,4 +42,4 @@ def philox_normal(seeds: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
     first, second = _philox(seeds.unsqueeze(-1), counter, stream)
     radius = torch.sqrt(-2.0 * torch.log(_uniform(first).clamp_min(1.0e-7)))
     normal = radius * torch.cos(6.283185307179586 * _uniform(second))
-    return normal.reshape(*seeds.shape, *shape)
+    return normal.reshape((*seeds.shape, *shape))

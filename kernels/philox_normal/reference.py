@@ -44,4 +44,4 @@ def philox_normal(seeds: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
     first, second, _, _ = philox(keys, np.arange(math.prod(shape), dtype=np.uint32), stream)
     radius = np.sqrt(np.float32(-2.0) * np.log(np.maximum(np.float32(1.0e-7), _uniform(first))))
     normal = radius * np.cos(np.float32(6.283185307179586) * _uniform(second))
-    return torch.from_numpy(normal).to(seeds.device).reshape(*seeds.shape, *shape)
+    return torch.from_numpy(normal).to(seeds.device).reshape((*seeds.shape, *shape))

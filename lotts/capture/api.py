@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ class Maps:
         labels = [*self.words, "original"]
         if self._recorder.positive is not None:
             labels += ["positive", "negative"]
-        return contact_sheet(self._recorder.cross_maps().cpu().numpy(), labels)
+        return contact_sheet([list(maps) for maps in self._recorder.cross_maps().cpu().numpy()], labels)
 
     def save(self, path: str | Path) -> None:
         """Write the contact sheet; the suffix of `path` chooses the format, `.png` by custom."""
@@ -127,7 +127,7 @@ def capture(
         layers=selected,
     )
     recorder.record_cross = True
-    recorder.rows = lambda rows: slice(rows // 2 if pipe.do_classifier_free_guidance else 0, rows)
+    recorder.rows = _conditional_rows(pipe)
     maps = Maps(recorder, words, single=isinstance(prompt, str))
     with recorder:
         yield maps
@@ -167,6 +167,18 @@ def _probe(pipe: Any, prompts: list[str], template: str, device: torch.device) -
         embeds = pipe.encode_prompt(filled, device, 1, False)[0]
     weight = content_weights(pipe.tokenizer, _spelled_out(pipe, prompts), template=template)[1]
     return embeds, weight.to(device)
+
+
+def _conditional_rows(pipe: Any) -> Callable[[int], slice]:
+    """The half of a batch that a pipeline guides towards the prompt: the second; all of it without guidance."""
+    distilled = pipe.unet.config.time_cond_proj_dim is not None
+
+    # `pipe.do_classifier_free_guidance` says the same, but torch.compile, which runs this, cannot trace it.
+    def conditional_rows(rows: int) -> slice:
+        guided = pipe.guidance_scale > 1 and not distilled
+        return slice(rows // 2 if guided else 0, rows)
+
+    return conditional_rows
 
 
 def _spelled_out(pipe: Any, prompts: list[str]) -> list[str]:

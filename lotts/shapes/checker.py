@@ -248,7 +248,9 @@ def _faults(regions: Regions, found: list[_Found]) -> tuple[np.ndarray, np.ndarr
     if found and (lost := faulty & (owner < 0)).any():
         y, x = np.nonzero(lost)
         spots = np.array([(f.fit.spot.x, f.fit.spot.y, f.fit.spot.radius) for f in found])
-        owner[y, x] = (np.hypot(x[:, None] + 0.5 - spots[:, 0], y[:, None] + 0.5 - spots[:, 1]) - spots[:, 2]).argmin(-1)
+        owner[y, x] = (np.hypot(x[:, None] + 0.5 - spots[:, 0], y[:, None] + 0.5 - spots[:, 1]) - spots[:, 2]).argmin(
+            -1
+        )
     return faulty, owner, silhouettes
 
 
@@ -257,7 +259,9 @@ def _few(silhouette: np.ndarray) -> float:
     return 1.5 + 0.004 * float(silhouette.sum())
 
 
-def _unexplained(regions: Regions, each: _Found, box: tuple[slice, slice], distance: np.ndarray, edge: float) -> np.ndarray:
+def _unexplained(
+    regions: Regions, each: _Found, box: tuple[slice, slice], distance: np.ndarray, edge: float
+) -> np.ndarray:
     """Levels by which pixels are off every mix of ground and paint that an outline up to ``edge`` pixels off allows.
 
     With an ``edge`` above 0 the outline may also be as soft as an autoencoder leaves it, and the paint a little off.

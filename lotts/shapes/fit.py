@@ -12,7 +12,9 @@ from lotts.shapes.scenes import SHAPES, Scene
 from lotts.shapes.segment import Regions, peak
 
 _STEPS, _REACH = 320, 1.6  # distance tables cover [-_REACH, _REACH]^2 in units of the radius
-_OFF_COLOUR = 50  # levels off the line from ground to paint from which a pixel is neither, and tells nothing of the outline
+_OFF_COLOUR = (
+    50  # levels off the line from ground to paint from which a pixel is neither, and tells nothing of the outline
+)
 _PLAIN = 0.10  # a misfit below this leaves no doubt about the shape
 
 
@@ -121,13 +123,20 @@ def _starts(windows: _Windows, large: float) -> tuple[np.ndarray, np.ndarray]:
     mean_x, mean_y = (paint.sum(1) * windows.x).sum(-1) / mass, (paint.sum(2) * windows.y).sum(-1) / mass
     # By area and centroid: exact for whole objects.
     radius = np.sqrt(mass[:, None] * windows.pixel**2 / area)
-    by_mass = np.stack([mean_x[:, None] - centroid[:, 0] * radius, mean_y[:, None] - centroid[:, 1] * radius, radius], -1)
+    by_mass = np.stack(
+        [mean_x[:, None] - centroid[:, 0] * radius, mean_y[:, None] - centroid[:, 1] * radius, radius], -1
+    )
     # By bounding box: exact for objects with holes.
     solid = paint > 0.5
     ends = []
     for axis, line in ((1, windows.x), (2, windows.y)):
         hit = solid.any(axis)
-        ends.append((np.where(hit, line, 1e9).min(-1) - windows.pixel / 2, np.where(hit, line, -1e9).max(-1) + windows.pixel / 2))
+        ends.append(
+            (
+                np.where(hit, line, 1e9).min(-1) - windows.pixel / 2,
+                np.where(hit, line, -1e9).max(-1) + windows.pixel / 2,
+            )
+        )
     spans = np.stack([high_ - low_ for low_, high_ in ends], -1)
     middles = np.stack([(high_ + low_) / 2 for low_, high_ in ends], -1)
     radius = np.where(spans > 0, spans, 1)[:, None, :].max(-1) / (high - low).max(-1)
@@ -135,7 +144,7 @@ def _starts(windows: _Windows, large: float) -> tuple[np.ndarray, np.ndarray]:
     by_box = np.concatenate([middles[:, None] - (high + low) / 2 * radius[..., None], radius[..., None]], -1)
     spots = np.stack([by_mass, by_box], 2)
     spots[..., 2] = np.clip(spots[..., 2], 0.3 * large, 1.5 * large)
-    owner, shape, source = (i.ravel() for i in np.indices((n, len(SHAPES), 2)))
+    owner, shape, _ = (i.ravel() for i in np.indices((n, len(SHAPES), 2)))
     spots = spots.reshape(-1, 3)
     misfit = _misfit(windows.take(owner), shape, spots).reshape(n, len(SHAPES), 2)
     spots = np.take_along_axis(spots.reshape(n, len(SHAPES), 2, 3), misfit.argmin(-1)[..., None, None], 2)[:, :, 0]
@@ -184,7 +193,11 @@ def _lookup(windows: _Windows, shape: np.ndarray, spots: np.ndarray):
     v = (windows.y - spots[:, 1:2]) / spots[:, 2:]
     i, j = (np.clip((axis + _REACH) * (_STEPS / (2 * _REACH)), 0, _STEPS - 1).astype(np.int32) for axis in (v, u))
     at = (shape[:, None].astype(np.int32) * _STEPS + i)[:, :, None] * _STEPS + j[:, None, :]
-    return _tables().take(at) * spots[:, 2, None, None].astype(np.float32), (u.astype(np.float32), v.astype(np.float32)), at
+    return (
+        _tables().take(at) * spots[:, 2, None, None].astype(np.float32),
+        (u.astype(np.float32), v.astype(np.float32)),
+        at,
+    )
 
 
 @functools.cache

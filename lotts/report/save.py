@@ -1,0 +1,76 @@
+"""A run as a folder: best.png, samples/, report.png and manifest.json."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lotts.manifest import MASK, NAME, SAMPLES, Manifest, png_bytes, sample_file
+from lotts.output import LoTTSOutput
+from lotts.report.page import draw_report
+
+BEST, REPORT = "best.png", "report.png"
+
+
+def save_output(output: LoTTSOutput, folder: str | Path, context: Mapping[str, Any] | None = None) -> Path:
+    """Write a run into ``folder`` and return the folder that was used.
+
+    A folder that holds another run is left alone: folder-2, folder-3, ... is used instead. Saving the same run again
+    renews its files. Each file appears complete or not at all, the manifest last.
+
+    Args:
+        context: any of model, verifier, dtype and device, for the manifest: ``replay`` needs the first two.
+    """
+    pngs = {sample_file(i, sample): png_bytes(sample.pixels) for i, sample in enumerate(output.samples)}
+    first = output.samples[0]
+    if first.kind == "original" and first.mask is not None and not first.heatmaps:
+        # The mask was given, not found: a replay needs it. One pixel a latent cell.
+        pngs[MASK] = png_bytes(first.mask.cpu().numpy().astype(np.uint8) * 255)
+    manifest = Manifest.of(output, pngs, context)
+    folder = _claim(Path(folder), manifest)
+    for file, data in pngs.items():
+        _write(folder / file, data)
+    _write(folder / BEST, pngs[sample_file(output.best, output.samples[output.best])])
+    _write(folder / REPORT, png_bytes(draw_report(output)))
+    _write(folder / NAME, manifest.text().encode())
+    return folder
+
+
+def _claim(folder: Path, manifest: Manifest) -> Path:
+    """The first of folder, folder-2, ... that is free or holds this very run. Making samples/ is what claims a folder."""
+    folder = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
+    for number in itertools.count(1):
+        chosen = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        chosen.mkdir(parents=True, exist_ok=True)
+        if _holds(chosen, manifest):
+            return chosen
+        if any((chosen / name).exists() for name in (BEST, REPORT, NAME)):
+            continue
+        try:
+            (chosen / SAMPLES).mkdir()
+        except FileExistsError:
+            continue
+        return chosen
+    raise AssertionError("unreachable")
+
+
+def _holds(folder: Path, manifest: Manifest) -> bool:
+    try:
+        return Manifest.read(folder).same_run(manifest) and (folder / SAMPLES).is_dir()
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, then rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

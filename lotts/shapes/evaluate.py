@@ -1,0 +1,167 @@
+"""Measure the embedded models: ``python -m lotts.shapes.evaluate {sd,checker,vae,verifier}``.
+
+``sd``: single samples on held-out prompts, judged by the exact checker. ``checker``: the checker's own errors on clean and
+damaged drawings, before and after the autoencoder. ``verifier``: how the verifier's scores rank generated samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from lotts.shapes.checker import check
+from lotts.shapes.sampling import held_out_scenes, on_all_cores, sample_images
+from lotts.shapes.scenes import Scene, parse
+
+
+@functools.cache
+def _pipe() -> Any:
+    from lotts.models import load_pipeline
+
+    return load_pipeline("shapes-sd")
+
+
+def _judge(jobs: list[tuple[str, int]], steps: int, guidance_scale: float) -> list[tuple[float, bool, int, np.ndarray]]:
+    captions, seeds = [text for text, _ in jobs], [seed for _, seed in jobs]
+    out = []
+    for text, image in zip(
+        captions, sample_images(_pipe(), captions, seeds, steps=steps, guidance_scale=guidance_scale), strict=True
+    ):
+        verdict = check(image, parse(text))
+        out.append((verdict.objects_right, verdict.scene_right, len(verdict.objects), image))
+    return out
+
+
+def single_samples(prompts: int, seed: int, steps: int = 20, guidance_scale: float = 3.0) -> dict[str, Any]:
+    """``objects_right`` and ``scenes_right`` of one sample a held-out prompt, also by number of objects."""
+    scenes = held_out_scenes(prompts, seed)
+    jobs = [(text, seed * 100_003 + index) for index, (_, text) in enumerate(scenes)]
+    results = on_all_cores(functools.partial(_judge, steps=steps, guidance_scale=guidance_scale), jobs)
+    return {
+        "model": "shapes-sd",
+        "prompts": prompts,
+        "seed": seed,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        **summarise([(objects, scene, n) for objects, scene, n, _ in results]),
+    }
+
+
+def summarise(results: list[tuple[float, bool, int]]) -> dict[str, Any]:
+    """Shares over all objects and scenes, and by number of objects, from (share right, scene right, objects)."""
+    by_number: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+    for objects, scene, n in results:
+        by_number[n].append((objects, scene))
+    total = sum(n for _, _, n in results)
+    return {
+        "objects_right": round(sum(objects * n for objects, _, n in results) / total, 4),
+        "scenes_right": round(float(np.mean([scene for _, scene, _ in results])), 4),
+        "scenes_right_standard_error": round(float(np.std([scene for _, scene, _ in results]) / len(results) ** 0.5), 4),
+        "by_objects": {
+            n: {
+                "prompts": len(rows),
+                "objects_right": round(float(np.mean([o for o, _ in rows])), 4),
+                "scenes_right": round(float(np.mean([s for _, s in rows])), 4),
+            }
+            for n, rows in sorted(by_number.items())
+        },
+    }
+
+
+def round_trip(images: np.ndarray) -> np.ndarray:
+    """uint8 [B, H, W, 3] through the autoencoder and back."""
+    vae = _pipe().vae
+    with torch.no_grad():
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
+        y = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(16)])
+    return ((y.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def checker_errors(drawings: int, seed: int) -> dict[str, Any]:
+    """The checker on its own ground truth, before and after the autoencoder."""
+    from lotts.shapes.errors import error_report
+
+    return {
+        "drawn": error_report(drawings, seed),
+        "decoded": error_report(drawings, seed, transform=round_trip),
+    }
+
+
+def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> dict[str, Any]:
+    """How well the verifier ranks generated samples: Spearman correlation of its score with the share of right objects.
+
+    ``across`` all samples, and the mean ``within`` a prompt (what choosing among candidates rests on); the share of
+    prompts whose best-by-verifier sample is right, beside a single sample and the best that the checker could pick.
+    """
+    from lotts.shapes.reward import spearman
+    from lotts.verifiers import load
+
+    scenes: list[tuple[Scene, str]] = held_out_scenes(prompts, seed)
+    jobs = [(text, seed * 100_003 + i * seeds + k) for i, (_, text) in enumerate(scenes) for k in range(seeds)]
+    results = on_all_cores(functools.partial(_judge, steps=steps, guidance_scale=3.0), jobs)
+    verifier = load("shapes")
+    scores = np.array([verifier([image / np.float32(255)], [text])[0] for (text, _), (*_, image) in zip(jobs, results, strict=True)])
+    right = np.array([objects for objects, *_ in results])
+    whole = np.array([scene for _, scene, *_ in results]).reshape(prompts, seeds)
+    by_prompt = scores.reshape(prompts, seeds)
+    truth = right.reshape(prompts, seeds)
+    ranked = [spearman(s, r) for s, r in zip(by_prompt, truth, strict=True) if np.ptp(r) > 0]
+    chosen = by_prompt.argmax(1)
+    numbers = np.array([len(scene.items) for scene, _ in scenes])
+    return {
+        "prompts": prompts,
+        "samples_each": seeds,
+        "across": round(float(spearman(scores, right)), 4),
+        "within": round(float(np.mean(ranked)), 4),
+        "scenes_right": _by_size(numbers, {
+            "single": whole[:, 0],
+            "best_by_verifier": whole[np.arange(prompts), chosen],
+            "best_possible": whole.any(1),
+        }),
+        "objects_right": _by_size(numbers, {
+            "single": truth[:, 0],
+            "best_by_verifier": truth[np.arange(prompts), chosen],
+            "best_possible": truth.max(1),
+        }),
+    }
+
+
+def _by_size(numbers: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    bands = {"all": numbers > 0, "2-4": numbers <= 4, "5-8": (numbers > 4) & (numbers <= 8), "9-12": (numbers > 8) & (numbers <= 12), "13-16": numbers > 12}
+    return {
+        band: {name: round(float(values[chosen].mean()), 4) for name, values in columns.items()}
+        for band, chosen in bands.items()
+        if chosen.any()
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lotts.shapes.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["sd", "checker", "verifier"])
+    parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (sd, verifier)")
+    parser.add_argument("--drawings", type=int, default=1000, help="clean and as many damaged drawings (checker)")
+    parser.add_argument("--samples", type=int, default=9, help="samples a prompt (verifier)")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print JSON on one line instead of an indented report")
+    args = parser.parse_args(argv)
+    if args.what == "sd":
+        report = single_samples(args.prompts, args.seed, args.steps, args.guidance_scale)
+    elif args.what == "checker":
+        report = checker_errors(args.drawings, args.seed)
+    else:
+        report = verifier_ranking(args.prompts, args.samples, args.seed, args.steps)
+    print(json.dumps(report, indent=None if args.json else 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""The reward model for scenes of shapes: which objects of the caption a picture shows right.
+
+The caption is parsed, not embedded: each item becomes one query that states its colour, shape, size and place. A small
+convolutional encoder turns the picture into a grid of tokens; the queries look at each other and at the grid, and each
+answers with one logit, "this object is present, as stated, where stated, and whole". A further query answers for the
+rest of the picture: no extra object, no stray paint.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lotts.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, Scene
+
+VERSION = 1
+GRID = 16  # tokens a side: each covers 8 x 8 pixels
+_KINDS = ("rows", "relation", "free")
+_SIDES = ("left", "right", "above", "below")
+_WAVES = (1, 2, 4, 8)
+QUERY_FEATURES = len(COLOURS) + len(SHAPES) + len(SIZES) + len(_KINDS) + 2 * len(_SIDES) + 4 * len(_WAVES) + 4
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """``widths``: channels of the encoder at 64, 32 and 16 cells a side; the last is also the width of the decoder."""
+
+    widths: tuple[int, int, int] = (24, 40, 96)
+    layers: int = 3
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != 3 or any(w % 8 for w in self.widths) or self.widths[-1] % self.heads or self.layers < 2:
+            raise ValueError(f"expected three widths divisible by 8, the last by heads, and two layers or more, got {self}")
+
+
+@dataclass
+class Queries:
+    """What captions state, padded to ``MAX_OBJECTS`` items.
+
+    ``features`` [B, 16, QUERY_FEATURES]; ``real`` bool [B, 16], False on padding; ``near`` [B, 16, GRID * GRID], minus
+    the squared distance from each token to the stated centre in units of the pitch, 0 where no centre is stated;
+    ``stated`` [B, 16, 3], the indices of colour, shape and size.
+    """
+
+    features: torch.Tensor
+    real: torch.Tensor
+    near: torch.Tensor
+    stated: torch.Tensor
+
+    @staticmethod
+    def of(scenes: list[Scene], device: torch.device | str = "cpu") -> Queries:
+        features = np.zeros((len(scenes), MAX_OBJECTS, QUERY_FEATURES), np.float32)
+        near = np.zeros((len(scenes), MAX_OBJECTS, GRID * GRID), np.float32)
+        real = np.zeros((len(scenes), MAX_OBJECTS), bool)
+        stated = np.zeros((len(scenes), MAX_OBJECTS, 3), np.int64)
+        for row, scene in enumerate(scenes):
+            n = len(scene.items)
+            real[row, :n] = True
+            features[row, :n] = _features(scene)
+            stated[row, :n] = attributes(scene)
+            for item, centre in enumerate(scene.stated_centres()):
+                if centre is not None:
+                    near[row, item] = _nearness(centre, scene.pitch)
+        return Queries(*(torch.from_numpy(part).to(device) for part in (features, real, near, stated)))
+
+
+def attributes(scene: Scene) -> np.ndarray:
+    """int64 [n, 3]: the indices of each item's colour, shape and size."""
+    colours = list(COLOURS)
+    return np.array([(colours.index(i.colour), SHAPES.index(i.shape), SIZES.index(i.size)) for i in scene.items])
+
+
+def _features(scene: Scene) -> np.ndarray:
+    n = len(scene.items)
+    out = np.zeros((n, QUERY_FEATURES), np.float32)
+    rows, start = np.arange(n), 0
+    for column, count in enumerate((len(COLOURS), len(SHAPES), len(SIZES))):
+        out[rows, start + attributes(scene)[:, column]] = 1
+        start += count
+    out[:, start + _KINDS.index(scene.kind)] = 1
+    start += len(_KINDS)
+    for index, relation in enumerate(scene.relations):
+        out[0, start + _SIDES.index(relation)] = 1
+        out[index + 1, start + len(_SIDES) + _SIDES.index(relation)] = 1
+    start += 2 * len(_SIDES)
+    for item, centre in enumerate(scene.stated_centres()):
+        if centre is not None:
+            angles = np.pi * np.outer(centre, _WAVES).ravel()
+            out[item, start:-4] = np.concatenate([np.sin(angles), np.cos(angles)])
+            out[item, -4] = 1
+    out[:, -3] = [8 * scene.radius(item.size) for item in scene.items]
+    out[:, -2:] = 2 * scene.pitch, n / MAX_OBJECTS
+    return out
+
+
+def _nearness(centre: tuple[float, float], pitch: float) -> np.ndarray:
+    line = (np.arange(GRID) + 0.5) / GRID
+    x, y = (line - centre[0]) / pitch, (line - centre[1]) / pitch
+    return -(x[None, :] ** 2 + y[:, None] ** 2).reshape(-1).astype(np.float32)
+
+
+@dataclass
+class Answers:
+    """Logits for B pictures: ``objects`` [B, 16] (meaningless on padding) and ``scene`` [B].
+
+    ``seen`` holds what each query finds at its object, [B, 16, classes + 1] each for colour, shape and size (the last
+    class: nothing there), and ``cells`` what each token of the grid shows, [B, GRID * GRID, ...]: colour and shape (the
+    last class: ground) and damage. Both teach the model what to look at; neither enters the score.
+    """
+
+    objects: torch.Tensor
+    scene: torch.Tensor
+    seen: list[torch.Tensor]
+    cells: list[torch.Tensor]
+
+
+class RewardModel(nn.Module):
+    """``forward(pictures, queries)``: pictures [B, 3, 128, 128] in [-1, 1]; returns one ``Answers`` a decoder layer.
+
+    The last ``Answers`` is the model's; the earlier ones are there to be trained.
+    """
+
+    def __init__(self, config: RewardConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or RewardConfig()
+        width, heads = self.config.widths[-1], self.config.heads
+        self.encoder = _Encoder(self.config.widths)
+        self.position = nn.Parameter(0.02 * torch.randn(GRID * GRID, width))
+        self.query = nn.Linear(QUERY_FEATURES, width)
+        self.scene_query = nn.Parameter(0.02 * torch.randn(width))
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(self.config.layers))
+        self.claim = _Attention(width, heads)
+        counts = (len(COLOURS), len(SHAPES), len(SIZES))
+        self.seen = nn.ModuleList(nn.Linear(width, count + 1) for count in counts)
+        self.cells = nn.ModuleList(nn.Linear(width, count) for count in (counts[0] + 1, counts[1] + 1, 1))
+        self.norm = nn.LayerNorm(width)
+        self.object_head = nn.Sequential(nn.Linear(width + 3, width), nn.SiLU(), nn.Linear(width, 1))
+        self.scene_head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, pictures: torch.Tensor, queries: Queries) -> list[Answers]:
+        tokens = self.encoder(pictures).flatten(2).transpose(1, 2)
+        cells = [head(tokens) for head in self.cells]
+        tokens = tokens + self.position
+        batch = len(pictures)
+        x = torch.cat([self.query(queries.features), self.scene_query.expand(batch, 1, -1)], 1)
+        near = F.pad(queries.near, (0, 0, 0, 1))
+        real = F.pad(queries.real, (0, 1), value=True)
+        answers = []
+        for index, layer in enumerate(self.layers):
+            if index == len(self.layers) - 1:
+                # Tokens learn which query accounts for them, so that paint that none accounts for shows.
+                tokens = tokens + self.claim(tokens, x, near.transpose(1, 2), real)
+            x = layer(x, tokens, near, real)
+            answers.append(self._answer(self.norm(x), queries.stated, cells))
+        return answers
+
+    def _answer(self, x: torch.Tensor, stated: torch.Tensor, cells: list[torch.Tensor]) -> Answers:
+        objects, scene = x[:, :-1], x[:, -1]
+        seen = [head(objects) for head in self.seen]
+        agreement = [
+            F.log_softmax(s.float(), -1).gather(-1, stated[..., i : i + 1]).clamp(min=-8) for i, s in enumerate(seen)
+        ]
+        logits = self.object_head(torch.cat([objects, *(a.to(objects.dtype) for a in agreement)], -1))
+        return Answers(logits[..., 0].float(), self.scene_head(scene)[..., 0].float(), seen, cells)
+
+
+def score(answers: Answers, real: torch.Tensor, scene_weight: float) -> torch.Tensor:
+    """[B] scores in (-inf, 0]: the mean log-probability that an object is right, plus the weighted one of the rest."""
+    objects = torch.where(real, F.logsigmoid(answers.objects), 0).sum(-1) / real.sum(-1)
+    return objects + scene_weight * F.logsigmoid(answers.scene)
+
+
+def save(model: RewardModel, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (fp16)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"version": VERSION, **asdict(model.config)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def load(folder: Path) -> RewardModel:
+    """The model that ``save`` wrote, in float32 and in evaluation mode.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the files are of another version of the model.
+    """
+    from safetensors.torch import load_file
+
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"the reward model lacks {folder / name}; python -m lotts.shapes.train verifier makes it")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if (version := config.pop("version", None)) != VERSION:
+        raise ValueError(f"expected version {VERSION} of the reward model in {folder}, got {version}")
+    model = RewardModel(RewardConfig(tuple(config["widths"]), config["layers"], config["heads"]))
+    model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    return model.eval()
+
+
+class _Encoder(nn.Module):
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        fine, middle, coarse = widths
+        self.stem = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, fine, 3, padding=1),
+            nn.GroupNorm(8, fine),
+            nn.SiLU(),
+            nn.Conv2d(fine, middle, 3, stride=2, padding=1),
+            _Residual(middle),
+            nn.GroupNorm(8, middle),
+            nn.SiLU(),
+            nn.Conv2d(middle, coarse, 3, stride=2, padding=1),
+            _Residual(coarse),
+            nn.GroupNorm(8, coarse),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.stem(x)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.second = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(self.first(x))
+
+
+class _Attention(nn.Module):
+    """Attention from ``x`` [B, N, D] to ``y`` [B, M, D], with a learned key to turn to where nothing fits.
+
+    ``near`` [B, N, M] <= 0, weighed per head, draws heads to what is near; ``real`` bool [B, M] hides padding.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_x, self.norm_y = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.nothing = nn.Parameter(torch.zeros(width))
+        self.focus = nn.Parameter(torch.linspace(0, 3, heads))
+
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, near: torch.Tensor | None = None, real: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        batch, count = len(y), y.shape[1] + 1
+        y = torch.cat([self.norm_y(y), self.nothing.expand(batch, 1, -1)], 1)
+        k, v = self.kv(y).view(batch, count, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q = self.q(self.norm_x(x)).view(batch, x.shape[1], self.heads, -1).transpose(1, 2)
+        bias = torch.zeros(batch, 1, 1, count, device=x.device, dtype=q.dtype)
+        if real is not None:
+            bias = bias.masked_fill(~F.pad(real, (0, 1), value=True)[:, None, None], -torch.inf)
+        if near is not None:
+            bias = bias + F.pad(near[:, None] * self.focus.exp()[:, None, None], (0, 1)).to(q.dtype)
+        # One dense tensor: the fused kernels want every axis of the bias laid out.
+        bias = bias.expand(batch, self.heads, x.shape[1], count)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.among, self.look = _Attention(width, heads), _Attention(width, heads)
+        self.think = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: torch.Tensor, tokens: torch.Tensor, near: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        x = x + self.among(x, x, real=real)
+        x = x + self.look(x, tokens, near)
+        return x + self.think(x)

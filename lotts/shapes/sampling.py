@@ -1,0 +1,53 @@
+"""Many pictures from the embedded pipelines, on every core, each from its own seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, caption, sample_scene
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def held_out_scenes(count: int, seed: int) -> list[tuple[Scene, str]]:
+    """Scenes no model was trained on, with their captions, numbers of objects in turn."""
+    out = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        scene = sample_scene(rng, MIN_OBJECTS + index % (MAX_OBJECTS - MIN_OBJECTS + 1), held_out=True)
+        out.append((scene, caption(scene, rng)))
+    return out
+
+
+def sample_images(
+    pipe: Any, captions: Sequence[str], seeds: Sequence[int], *, steps: int = 20, guidance_scale: float = 3.0, batch_size: int = 16
+) -> Iterator[np.ndarray]:
+    """Yield one uint8 [H, W, 3] picture a caption, in order."""
+    for start in range(0, len(captions), batch_size):
+        part = slice(start, start + batch_size)
+        images = pipe(
+            list(captions[part]),
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            output_type="np",
+        ).images
+        yield from np.rint(images * 255).astype(np.uint8)
+
+
+def on_all_cores(work: Callable[[list[T]], list[R]], items: Sequence[T], *, chunk: int = 16, processes: int | None = None) -> list[R]:
+    """``work`` on chunks of items, one single-threaded process a core; results in the order of the items."""
+    chunks = [list(items[i : i + chunk]) for i in range(0, len(items), chunk)]
+    processes = min(processes or os.cpu_count() or 1, len(chunks))
+    if processes <= 1:
+        return [result for part in tqdm(chunks, unit="batch", disable=None) for result in work(part)]
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        done = tqdm(pool.imap(work, chunks), total=len(chunks), unit="batch", disable=None)
+        return [result for part in done for result in part]

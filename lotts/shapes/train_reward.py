@@ -1,0 +1,219 @@
+"""Training and measuring the reward model (``python -m lotts.shapes.train verifier``)."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lotts.shapes import reward
+from lotts.shapes.loop import Recipe, Worker, averaged, fit
+from lotts.shapes.reward import Answers, Queries, RewardModel
+from lotts.shapes.reward_data import IGNORE, Picture, misquote, sample_picture, samples, wear
+from lotts.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES
+
+WEIGHTS = Path(__file__).parent / "weights"
+SCENE_WEIGHT = 0.3
+MISQUOTED, DECODED, GENERATED = 0.45, 0.35, 0.35  # shares of captions, of drawings, and of pictures where samples are given
+_SEEN, _CELLS, _EARLY = 0.3, 0.5, 0.3  # weights in the loss: what objects and cells show, the answers of early layers
+
+
+@dataclass
+class Batch:
+    """Pictures [B, 3, 128, 128] in [-1, 1], their queries and labels (see ``Picture``), padded with IGNORE."""
+
+    pictures: torch.Tensor
+    queries: Queries
+    right: torch.Tensor
+    tidy: torch.Tensor
+    seen: torch.Tensor
+    cells: torch.Tensor
+
+    @staticmethod
+    def of(pictures: list[Picture], device: torch.device) -> Batch:
+        right = np.full((len(pictures), MAX_OBJECTS), IGNORE)
+        seen = np.full((len(pictures), MAX_OBJECTS, 3), IGNORE)
+        for row, picture in enumerate(pictures):
+            right[row, : len(picture.right)] = picture.right
+            seen[row, : len(picture.seen)] = picture.seen
+        images = torch.from_numpy(np.stack([p.image for p in pictures])).to(device)
+        labels = (right, np.array([p.tidy for p in pictures]), seen, np.stack([p.cells for p in pictures]))
+        return Batch(to_input(images), Queries.of([p.scene for p in pictures], device), *(torch.from_numpy(x).to(device) for x in labels))
+
+
+def to_input(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def answers_loss(answers: list[Answers], batch: Batch) -> torch.Tensor:
+    """Cross-entropies of the objects and the scene; at a smaller weight, of what objects and cells show."""
+    # A crowded picture says more than a sparse one, but not in proportion: its objects look alike.
+    known = (batch.right != IGNORE).float()
+    weight = known / known.sum(1, keepdim=True).clamp(min=1).sqrt()
+    total = torch.zeros((), device=batch.right.device)
+    for index, answer in enumerate(answers):
+        share = 1.0 if index == len(answers) - 1 else _EARLY
+        objects = F.binary_cross_entropy_with_logits(answer.objects, batch.right.clamp(min=0).float(), weight, reduction="sum")
+        rest = F.binary_cross_entropy_with_logits(answer.scene, batch.tidy.clamp(min=0).float(), (batch.tidy != IGNORE).float())
+        looks = sum(_class_loss(logits, batch.seen[..., i]) for i, logits in enumerate(answer.seen))
+        total = total + share * (objects / weight.sum().clamp(min=1) + 0.5 * rest + _SEEN * looks)
+    colour, shape, damage = answers[-1].cells
+    known_cells = batch.cells[:, 2] != IGNORE
+    hurt = F.binary_cross_entropy_with_logits(damage[..., 0].float(), batch.cells[:, 2].clamp(min=0).float(), known_cells.float(), reduction="sum")
+    cells = _class_loss(colour, batch.cells[:, 0]) + _class_loss(shape, batch.cells[:, 1]) + 2 * hurt / known_cells.sum().clamp(min=1)
+    return total + _CELLS * cells
+
+
+def _class_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    value = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    return value / (labels != IGNORE).sum().clamp(min=1)
+
+
+class RewardLoss(nn.Module):
+    """Labelled pictures, made as training goes, and the loss on them.
+
+    Pictures wait in a pool and each is used about ``REUSE`` times under a fresh caption and fresh wear; where an
+    autoencoder is given, a share of the drawings goes through it first, and where generated samples are given, a share
+    of the pictures comes from those.
+    """
+
+    REUSE, POOL = 2, 4096
+
+    def __init__(self, model: RewardModel, recipe: Recipe, worker: Worker, vae=None, generated: Path | None = None) -> None:
+        super().__init__()
+        self.model, self.vae, self.device, self.batch = model, vae, worker.device, recipe.batch_size
+        self.generated = samples(generated, worker.rank) if generated else None
+        self.pool: collections.deque[Picture] = collections.deque(maxlen=self.POOL)
+
+    def refill(self, rng: np.random.Generator, count: int) -> None:
+        drawn = count if self.generated is None else count - int(rng.binomial(count, GENERATED))
+        fresh = [sample_picture(rng) for _ in range(drawn)]
+        decoded = int(rng.binomial(drawn, DECODED)) if self.vae is not None else 0
+        if decoded:
+            fresh[:decoded] = round_trip(self.vae, fresh[:decoded], rng, self.device)
+        if self.generated is not None:
+            fresh += [next(self.generated) for _ in range(count - drawn)]
+        self.pool.extend(fresh)
+
+    def forward(self, rng: np.random.Generator, noise: torch.Generator):
+        self.refill(rng, -(-self.batch // self.REUSE) if len(self.pool) >= self.batch * 8 else self.batch * 8)
+        chosen = [self.pool[int(i)] for i in rng.choice(len(self.pool), self.batch, replace=False)]
+        chosen = [misquote(p, rng) if rng.random() < MISQUOTED else p for p in chosen]
+        batch = Batch.of([replace(p, image=wear(p.image, rng)) for p in chosen], self.device)
+        answers = self.model(batch.pictures, batch.queries)
+        known = batch.right != IGNORE
+        hits = ((answers[-1].objects > 0) == (batch.right == 1))[known].float().mean()
+        return answers_loss(answers, batch), {"hits": float(hits)}
+
+
+@torch.no_grad()
+def round_trip(vae, pictures: list[Picture], rng: np.random.Generator, device: torch.device) -> list[Picture]:
+    """The pictures as the autoencoder gives them back, their latents a little off, as a sampler leaves them."""
+    x = to_input(torch.from_numpy(np.stack([p.image for p in pictures])).to(device))
+    latents = vae.encode(x).latent_dist.mode()
+    amount = rng.uniform(0, 0.2, (len(pictures), 1, 1, 1)) / vae.config.scaling_factor
+    latents = latents + torch.from_numpy((amount * rng.standard_normal(latents.shape)).astype(np.float32)).to(latents)
+    decoded = (vae.decode(latents).sample.float().clamp(-1, 1) + 1) * 127.5
+    images = decoded.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [replace(p, image=image) for p, image in zip(pictures, images, strict=True)]
+
+
+def _autoencoder(weights: Path, device: torch.device):
+    if not (weights / "sd" / "vae").exists():
+        return None
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(weights / "sd" / "vae", torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+
+
+def train_reward(worker: Worker, runs: Path, images: int, generated: Path | None = None) -> None:
+    """Train on ``images`` pictures, ``generated`` samples among them where a folder of those is given, and export."""
+    torch.manual_seed(worker.seed)
+    model = RewardModel().to(worker.device)
+    recipe = Recipe(images=images, batch_size=32, learning_rate=1.5e-3, warmup=3_000, cooldown=0.4, seed=worker.seed)
+    fit(worker, model, RewardLoss(model, recipe, worker, _autoencoder(WEIGHTS, worker.device), generated), recipe, runs / "reward")
+    if worker.rank == 0:
+        export_reward(runs)
+
+
+def export_reward(runs: Path, weights: Path = WEIGHTS / "reward") -> None:
+    """Write the averaged model of the newest checkpoint to the package."""
+    reward.save(averaged(RewardModel(), runs / "reward"), weights)
+
+
+# --- how good it is
+
+
+def evaluate_reward(model: RewardModel, pictures: int = 512, seed: int = 0, vae=None, generated: Path | None = None) -> dict[str, float]:
+    """Measure ``model`` on held-out drawings, or on ``generated`` samples where a folder of those is given.
+
+    Half of the drawings are misquoted; with ``vae`` each first goes through the autoencoder. Returns: ``auc`` over all
+    objects, ``auc_whole`` and ``auc_misquoted`` (captions as drawn, so that faults are in the drawing, and changed);
+    ``auc_rows``, ``auc_relation``, ``auc_free``; ``auc_scene`` of the scene's logit; ``spearman`` of the score with the
+    share of objects right (pictures with stray paint count half an object less); ``spearman_count``, the same of the
+    mean probability instead of the mean log-probability. Figures that lack one of the classes are left out.
+    """
+    rng = np.random.default_rng([seed, 77])
+    if generated is not None:
+        source = samples(generated, seed)
+        made = [next(source) for _ in range(pictures)]
+    else:
+        made = [sample_picture(rng, held_out=True) for _ in range(pictures)]
+    if vae is not None:
+        made = [p for i in range(0, pictures, 32) for p in round_trip(vae, made[i : i + 32], rng, torch.device("cpu"))]
+    quoted = [misquote(p, rng) if generated is None and i % 2 else p for i, p in enumerate(made)]
+    logits, scene_logits, scores = [], [], []
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, pictures, 32):
+            batch = Batch.of(quoted[start : start + 32], torch.device("cpu"))
+            answer = model(batch.pictures, batch.queries)[-1]
+            logits.append(answer.objects.numpy())
+            scene_logits.append(answer.scene.numpy())
+            scores.append(reward.score(answer, batch.queries.real, SCENE_WEIGHT).numpy())
+    objects, scene_logit, total = (np.concatenate(part) for part in (logits, scene_logits, scores))
+    right = np.concatenate([p.right for p in quoted])
+    flat = np.concatenate([row[: len(p.right)] for row, p in zip(objects, quoted, strict=True)])
+    groups = {
+        "auc": [True] * pictures,
+        "auc_whole": [q is p for q, p in zip(quoted, made, strict=True)],
+        "auc_misquoted": [q is not p for q, p in zip(quoted, made, strict=True)],
+        **{f"auc_{kind}": [p.scene.kind == kind for p in quoted] for kind in ("rows", "relation", "free")},
+    }
+    figures = {}
+    for name, group in groups.items():
+        chosen = np.repeat(group, [len(p.right) for p in quoted]) & (right != IGNORE)
+        figures[name] = auc(flat[chosen], right[chosen] == 1)
+    figures["auc_scene"] = auc(scene_logit, np.array([p.tidy for p in quoted]) == 1)
+    truth = np.array([p.right[p.right != IGNORE].mean() - (p.tidy == 0) * 0.5 / len(p.right) for p in quoted])
+    figures["spearman"] = spearman(total, truth)
+    return {name: figure for name, figure in figures.items() if np.isfinite(figure)}
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The chance that a random positive scores above a random negative, ties half; NaN where either class is empty."""
+    count, others = int(positive.sum()), int((~positive).sum())
+    if not count or not others:
+        return float("nan")
+    return float((ranks(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Rank correlation of two equally long arrays, ties at their mean rank; NaN where one is constant."""
+    a, b = ranks(np.asarray(a)), ranks(np.asarray(b))
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale else float("nan")
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, ties at their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
