@@ -110,7 +110,7 @@ class Manifest:
             file = sample_file(index, sample)
             digest = hashlib.sha256(pngs[file]).hexdigest()
             entries.append(
-                Entry(file, sample.kind, sample.seed, sample.parent, sample.refinement, sample.score, digest)
+                Entry(file, sample.kind, sample.seed, sample.parent, sample.refinement, float(sample.score), digest)
             )
         settings = {name: value for name, value in output.settings.items() if name != "seeds"}
         return cls(
@@ -122,8 +122,11 @@ class Manifest:
             best=output.best,
             improvement=output.improvement,
             cost=output.cost.as_dict(),
+            model=known.get("model"),
+            verifier=known.get("verifier"),
+            dtype=known.get("dtype"),
+            device=known.get("device"),
             mask=MASK if MASK in pngs else None,
-            **known,
         )
 
     @classmethod
@@ -202,7 +205,9 @@ def _processor(device: str | None) -> str | None:
         return None
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}" if device == "cpu" else device
+    if torch.device(device).type == "cpu":
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return device
 
 
 def _fields(kind: type, data: Any, where: str) -> dict[str, Any]:
@@ -227,4 +232,10 @@ def _whole(value: Any) -> bool:
 
 def _is_inside(file: Any) -> bool:
     """A relative path that stays in its folder: a manifest from elsewhere must not read what it likes."""
-    return isinstance(file, str) and bool(file) and not PurePosixPath(file).is_absolute() and not set("\\:") & set(file) and ".." not in file.split("/")
+    return (
+        isinstance(file, str)
+        and bool(file)
+        and not PurePosixPath(file).is_absolute()
+        and not set("\\:") & set(file)
+        and ".." not in file.split("/")
+    )

@@ -140,7 +140,7 @@ def _region(mask: Any, size: tuple[int, int], sides: tuple[int, int]) -> torch.T
         mask = Image.open(mask)
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L"))
-    array = torch.from_numpy(np.array(mask))
+    array = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
     array = array > 127 if array.dtype == torch.uint8 else array > 0.5 if array.is_floating_point() else array.bool()
     if tuple(array.shape) == size:
         return array[None]

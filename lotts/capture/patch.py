@@ -61,7 +61,7 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 def unsupported_reason(attn: nn.Module) -> str | None:
     """Why this module's attention cannot be routed through a handler, or None when it can."""
     processor_class: Any = type(attn.processor)
-    call = getattr(processor_class, "__call__", None)
+    call = processor_class.__call__
     if not isinstance(call, FunctionType) or not call.__module__.startswith("diffusers."):
         return f"{processor_class.__name__} is not one of diffusers' attention processors"
     if call.__globals__.get("F") is not F or "scaled_dot_product_attention" not in call.__code__.co_names:

@@ -9,79 +9,12 @@ import torch
 QUALITY_POSITIVE = "A high-quality image of {p}."
 QUALITY_NEGATIVE = "A low-quality image of {p}."
 
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "its",
-        "his",
-        "her",
-        "their",
-        "my",
-        "your",
-        "our",
-        "of",
-        "and",
-        "or",
-        "nor",
-        "but",
-        "in",
-        "on",
-        "at",
-        "by",
-        "to",
-        "from",
-        "for",
-        "with",
-        "without",
-        "as",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "near",
-        "above",
-        "below",
-        "between",
-        "behind",
-        "beside",
-        "beneath",
-        "through",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "being",
-        "has",
-        "have",
-        "had",
-        "it",
-        "he",
-        "she",
-        "they",
-        "there",
-        "which",
-        "who",
-        "whose",
-        "while",
-        "very",
-        "so",
-        "such",
-        "no",
-        "not",
-        "than",
-        "then",
-        "s",
-        "t",
-    ]
-)
+_STOP_WORD_LIST = """
+    a an the this that these those its his her their my your our of and or nor but in on at by to from for with
+    without as into onto over under near above below between behind beside beneath through is are was were be been
+    being has have had it he she they there which who whose while very so such no not than then s t
+"""
+STOP_WORDS = frozenset(_STOP_WORD_LIST.split())
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -113,7 +46,7 @@ def content_weights(
     input_ids, spans = _tokenize(tokenizer, [prefix + prompt + suffix for prompt in prompts])
     weights = torch.zeros(input_ids.shape, dtype=torch.float32)
     for row, prompt in enumerate(prompts):
-        words = [match for match in _WORD.finditer(prompt)]
+        words = list(_WORD.finditer(prompt))
         content = [word for word in words if word.group().lower() not in STOP_WORDS] or words
         offset = len(prefix)
         chosen = [(word.start() + offset, word.end() + offset) for word in content]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from lotts.capture.sheet import colorize
 from lotts.localize import unit_range
@@ -47,7 +47,8 @@ def _enlarged(values: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
 
 def outlined(picture: Image.Image, mask: torch.Tensor, *, fade: float = 0.5) -> Image.Image:
     """The picture with a bool mask [h, w] drawn as a line, dark on its outer side; what lies outside fades."""
-    inside = Image.fromarray(mask.detach().cpu().numpy().astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
+    cells = Image.fromarray(mask.detach().cpu().numpy().astype(np.uint8) * 255)
+    inside = cells.resize(picture.size, Image.Resampling.NEAREST)
     faded = Image.blend(picture, Image.new("RGB", picture.size, CARD), fade)
     out = Image.composite(picture, faded, inside)
     out.paste((20, 20, 28), mask=_rim(inside, 4))
@@ -60,8 +61,10 @@ def _rim(inside: Image.Image, thickness: int) -> Image.Image:
     width, height = inside.size
     padded = Image.new("L", (width + 2 * thickness, height + 2 * thickness), 0)
     padded.paste(inside, (thickness, thickness))
-    core = padded.filter(ImageFilter.MinFilter(2 * thickness + 1)).crop((thickness, thickness, thickness + width, thickness + height))
-    return Image.fromarray(np.asarray(inside) & ~np.asarray(core))
+    for _ in range(thickness):
+        padded = padded.filter(ImageFilter.MinFilter(3))
+    core = padded.crop((thickness, thickness, thickness + width, thickness + height))
+    return ImageChops.subtract(inside, core)
 
 
 def difference(before: np.ndarray, after: np.ndarray, side: int) -> tuple[Image.Image, float]:

@@ -105,7 +105,9 @@ def place(page: Image.Image, picture: Image.Image, at: tuple[int, int], frame: C
     page.paste(picture, at, rounded_mask(picture.size, RADIUS // 2))
 
 
-def write(page: Image.Image, at: tuple[int, int], text: str, size: int, colour: Colour = INK, *, anchor: str = "la") -> int:
+def write(
+    page: Image.Image, at: tuple[int, int], text: str, size: int, colour: Colour = INK, *, anchor: str = "la"
+) -> int:
     """Write one line; returns its width in pixels."""
     face = font(size, text)
     ImageDraw.Draw(page).text(at, text, font=face, fill=colour, anchor=anchor)

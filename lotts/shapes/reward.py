@@ -20,6 +20,8 @@ from torch import nn
 from lotts.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, Scene
 
 VERSION = 1
+FOLDER = Path(__file__).parent / "weights" / "reward"
+SCENE_WEIGHT = 0.3
 GRID = 16  # tokens a side: each covers 8 x 8 pixels
 _KINDS = ("rows", "relation", "free")
 _SIDES = ("left", "right", "above", "below")
@@ -37,7 +39,9 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         if len(self.widths) != 3 or any(w % 8 for w in self.widths) or self.widths[-1] % self.heads or self.layers < 2:
-            raise ValueError(f"expected three widths divisible by 8, the last by heads, and two layers or more, got {self}")
+            raise ValueError(
+                f"expected three widths divisible by 8, the last by heads, and two layers or more, got {self}"
+            )
 
 
 @dataclass
@@ -171,23 +175,30 @@ class RewardModel(nn.Module):
         return Answers(logits[..., 0].float(), self.scene_head(scene)[..., 0].float(), seen, cells)
 
 
-def score(answers: Answers, real: torch.Tensor, scene_weight: float) -> torch.Tensor:
+def score(answers: Answers, real: torch.Tensor) -> torch.Tensor:
     """[B] scores in (-inf, 0]: the mean log-probability that an object is right, plus the weighted one of the rest."""
     objects = torch.where(real, F.logsigmoid(answers.objects), 0).sum(-1) / real.sum(-1)
-    return objects + scene_weight * F.logsigmoid(answers.scene)
+    return objects + SCENE_WEIGHT * F.logsigmoid(answers.scene)
 
 
-def save(model: RewardModel, folder: Path) -> None:
+def to_input(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def save(model: RewardModel, folder: Path = FOLDER) -> None:
     """Write ``config.json`` and ``model.safetensors`` (fp16)."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {"version": VERSION, **asdict(model.config)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
+    )
 
 
-def load(folder: Path) -> RewardModel:
+def load(folder: Path = FOLDER) -> RewardModel:
     """The model that ``save`` wrote, in float32 and in evaluation mode.
 
     Raises:
@@ -198,7 +209,9 @@ def load(folder: Path) -> RewardModel:
 
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"the reward model lacks {folder / name}; python -m lotts.shapes.train verifier makes it")
+            raise FileNotFoundError(
+                f"the reward model lacks {folder / name}; python -m lotts.shapes.train verifier makes it"
+            )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if (version := config.pop("version", None)) != VERSION:
         raise ValueError(f"expected version {VERSION} of the reward model in {folder}, got {version}")
@@ -275,7 +288,9 @@ class _Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.among, self.look = _Attention(width, heads), _Attention(width, heads)
-        self.think = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.think = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x: torch.Tensor, tokens: torch.Tensor, near: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         x = x + self.among(x, x, real=real)

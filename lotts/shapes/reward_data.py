@@ -110,7 +110,9 @@ def _make(scene: Scene, rng: np.random.Generator, damaged: bool, fault: str) -> 
     seen[drawn] = attributes(scene)[drawn]
     right = _both(right, _relations(scene, placed))
     tidy = int(extra is None and not stray.any())
-    return Picture(image, scene, right, tidy, seen, placed, _cells(layout, drawing.objects, drawing.damage.any(0) | stray))
+    return Picture(
+        image, scene, right, tidy, seen, placed, _cells(layout, drawing.objects, drawing.damage.any(0) | stray)
+    )
 
 
 def _both(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -13,13 +13,16 @@ from torch import nn
 
 from lotts.shapes import reward
 from lotts.shapes.loop import Recipe, Worker, averaged, fit
-from lotts.shapes.reward import Answers, Queries, RewardModel
+from lotts.shapes.reward import Answers, Queries, RewardModel, to_input
 from lotts.shapes.reward_data import IGNORE, Picture, misquote, sample_picture, samples, wear
-from lotts.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES
+from lotts.shapes.scenes import MAX_OBJECTS
 
-WEIGHTS = Path(__file__).parent / "weights"
-SCENE_WEIGHT = 0.3
-MISQUOTED, DECODED, GENERATED = 0.45, 0.35, 0.35  # shares of captions, of drawings, and of pictures where samples are given
+VAE = Path(__file__).parent / "weights" / "sd" / "vae"
+MISQUOTED, DECODED, GENERATED = (
+    0.45,
+    0.35,
+    0.35,
+)  # shares of captions, of drawings, and of pictures where samples are given
 _SEEN, _CELLS, _EARLY = 0.3, 0.5, 0.3  # weights in the loss: what objects and cells show, the answers of early layers
 
 
@@ -43,12 +46,11 @@ class Batch:
             seen[row, : len(picture.seen)] = picture.seen
         images = torch.from_numpy(np.stack([p.image for p in pictures])).to(device)
         labels = (right, np.array([p.tidy for p in pictures]), seen, np.stack([p.cells for p in pictures]))
-        return Batch(to_input(images), Queries.of([p.scene for p in pictures], device), *(torch.from_numpy(x).to(device) for x in labels))
-
-
-def to_input(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return Batch(
+            to_input(images),
+            Queries.of([p.scene for p in pictures], device),
+            *(torch.from_numpy(x).to(device) for x in labels),
+        )
 
 
 def answers_loss(answers: list[Answers], batch: Batch) -> torch.Tensor:
@@ -59,15 +61,18 @@ def answers_loss(answers: list[Answers], batch: Batch) -> torch.Tensor:
     total = torch.zeros((), device=batch.right.device)
     for index, answer in enumerate(answers):
         share = 1.0 if index == len(answers) - 1 else _EARLY
-        objects = F.binary_cross_entropy_with_logits(answer.objects, batch.right.clamp(min=0).float(), weight, reduction="sum")
-        rest = F.binary_cross_entropy_with_logits(answer.scene, batch.tidy.clamp(min=0).float(), (batch.tidy != IGNORE).float())
+        objects = _binary_loss(answer.objects, batch.right, weight)
+        rest = _binary_loss(answer.scene, batch.tidy, (batch.tidy != IGNORE).float())
         looks = sum(_class_loss(logits, batch.seen[..., i]) for i, logits in enumerate(answer.seen))
-        total = total + share * (objects / weight.sum().clamp(min=1) + 0.5 * rest + _SEEN * looks)
+        total = total + share * (objects + 0.5 * rest + _SEEN * looks)
     colour, shape, damage = answers[-1].cells
-    known_cells = batch.cells[:, 2] != IGNORE
-    hurt = F.binary_cross_entropy_with_logits(damage[..., 0].float(), batch.cells[:, 2].clamp(min=0).float(), known_cells.float(), reduction="sum")
-    cells = _class_loss(colour, batch.cells[:, 0]) + _class_loss(shape, batch.cells[:, 1]) + 2 * hurt / known_cells.sum().clamp(min=1)
-    return total + _CELLS * cells
+    hurt = _binary_loss(damage[..., 0], batch.cells[:, 2], (batch.cells[:, 2] != IGNORE).float())
+    return total + _CELLS * (_class_loss(colour, batch.cells[:, 0]) + _class_loss(shape, batch.cells[:, 1]) + 2 * hurt)
+
+
+def _binary_loss(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    value = F.binary_cross_entropy_with_logits(logits.float(), labels.clamp(min=0).float(), weight, reduction="sum")
+    return value / weight.sum().clamp(min=1)
 
 
 def _class_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -85,7 +90,9 @@ class RewardLoss(nn.Module):
 
     REUSE, POOL = 2, 4096
 
-    def __init__(self, model: RewardModel, recipe: Recipe, worker: Worker, vae=None, generated: Path | None = None) -> None:
+    def __init__(
+        self, model: RewardModel, recipe: Recipe, worker: Worker, vae=None, generated: Path | None = None
+    ) -> None:
         super().__init__()
         self.model, self.vae, self.device, self.batch = model, vae, worker.device, recipe.batch_size
         self.generated = samples(generated, worker.rank) if generated else None
@@ -124,33 +131,38 @@ def round_trip(vae, pictures: list[Picture], rng: np.random.Generator, device: t
     return [replace(p, image=image) for p, image in zip(pictures, images, strict=True)]
 
 
-def _autoencoder(weights: Path, device: torch.device):
-    if not (weights / "sd" / "vae").exists():
+def autoencoder(device: torch.device | str = "cpu"):
+    """The trained autoencoder of the embedded pipelines, or None where there is none yet."""
+    if not VAE.exists():
         return None
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(weights / "sd" / "vae", torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+    return AutoencoderKL.from_pretrained(VAE, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
 
 
 def train_reward(worker: Worker, runs: Path, images: int, generated: Path | None = None) -> None:
     """Train on ``images`` pictures, ``generated`` samples among them where a folder of those is given, and export."""
     torch.manual_seed(worker.seed)
     model = RewardModel().to(worker.device)
-    recipe = Recipe(images=images, batch_size=32, learning_rate=1.5e-3, warmup=3_000, cooldown=0.4, seed=worker.seed)
-    fit(worker, model, RewardLoss(model, recipe, worker, _autoencoder(WEIGHTS, worker.device), generated), recipe, runs / "reward")
+    recipe = Recipe(images=images, batch_size=16, learning_rate=1.5e-3, warmup=1_500, cooldown=0.4, seed=worker.seed)
+    fit(
+        worker, model, RewardLoss(model, recipe, worker, autoencoder(worker.device), generated), recipe, runs / "reward"
+    )
     if worker.rank == 0:
         export_reward(runs)
 
 
-def export_reward(runs: Path, weights: Path = WEIGHTS / "reward") -> None:
+def export_reward(runs: Path, folder: Path = reward.FOLDER) -> None:
     """Write the averaged model of the newest checkpoint to the package."""
-    reward.save(averaged(RewardModel(), runs / "reward"), weights)
+    reward.save(averaged(RewardModel(), runs / "reward"), folder)
 
 
 # --- how good it is
 
 
-def evaluate_reward(model: RewardModel, pictures: int = 512, seed: int = 0, vae=None, generated: Path | None = None) -> dict[str, float]:
+def evaluate_reward(
+    model: RewardModel, pictures: int = 512, seed: int = 0, vae=None, generated: Path | None = None
+) -> dict[str, float]:
     """Measure ``model`` on held-out drawings, or on ``generated`` samples where a folder of those is given.
 
     Half of the drawings are misquoted; with ``vae`` each first goes through the autoencoder. Returns: ``auc`` over all
@@ -176,7 +188,7 @@ def evaluate_reward(model: RewardModel, pictures: int = 512, seed: int = 0, vae=
             answer = model(batch.pictures, batch.queries)[-1]
             logits.append(answer.objects.numpy())
             scene_logits.append(answer.scene.numpy())
-            scores.append(reward.score(answer, batch.queries.real, SCENE_WEIGHT).numpy())
+            scores.append(reward.score(answer, batch.queries.real).numpy())
     objects, scene_logit, total = (np.concatenate(part) for part in (logits, scene_logits, scores))
     right = np.concatenate([p.right for p in quoted])
     flat = np.concatenate([row[: len(p.right)] for row, p in zip(objects, quoted, strict=True)])

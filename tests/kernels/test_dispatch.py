@@ -12,7 +12,7 @@ def test_every_op_has_a_portable_and_a_reference_implementation(op):
 
 
 def test_an_unknown_op_is_refused_by_name():
-    with pytest.raises(ValueError, match="expected one of contrast_attention.*got 'softmax'"):
+    with pytest.raises(ValueError, match=r"expected one of contrast_attention.*got 'softmax'"):
         available_implementations("softmax")
 
 

@@ -88,6 +88,16 @@ def test_layers_narrow_what_is_averaged(tiny_pipe):
     assert all(name.startswith("up_blocks.1") for name in maps.report.cross_layers)
 
 
+def test_a_pipeline_with_a_compiled_unet(tiny_pipe):
+    with capture(tiny_pipe, "a red cat", layers=["mid_block"]) as eager:
+        expected = generate(tiny_pipe, "a red cat")
+    # Only the block with the captured layers, to keep the test short.
+    tiny_pipe.unet.mid_block.compile(fullgraph=True, backend="aot_eager")
+    with capture(tiny_pipe, "a red cat", layers=["mid_block"]) as compiled:
+        assert np.array_equal(generate(tiny_pipe, "a red cat"), expected)
+    torch.testing.assert_close(compiled.positive, eager.positive)
+
+
 def test_errors_come_before_any_computation(tiny_pipe, monkeypatch):
     monkeypatch.setattr(tiny_pipe, "encode_prompt", lambda *args, **kwargs: pytest.fail("computed something"))
 

@@ -1,0 +1,229 @@
+"""Which attention tells where a picture is wrong: AUC of every ingredient against true defects.
+
+``python -m bench.localization --prompts 256`` draws one sample a held-out prompt, asks the exact checker where it is wrong,
+and ranks the 16x16 latent cells of each picture by every map: layers, steps, contrasts and combinations, beside the
+prediction source and the trivial foreground and random maps. ``--drawings`` does the same for damaged drawings, noised
+as ``lotts.repair`` does. Writes a JSON of mean AUCs: over all cells, and over object cells only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lotts.capture.patch import attention_modules, patched_attention
+from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, content_weights
+from lotts.localize import LocalizeConfig, contrast, unit_range
+from lotts.resample import denoise, derive_seed, renoise
+from lotts.shapes.checker import check
+from lotts.shapes.draw import draw
+from lotts.shapes.sampling import held_out_scenes, on_all_cores
+from lotts.shapes.scenes import parse
+from lotts.shapes.train_reward import auc
+from lotts.sources import PredictionSource
+
+STEPS, GUIDANCE, SIDE = 20, 3.0, 16
+CELL_SHARE = 0.15  # a cell is defective, or belongs to an object, when this share of its pixels does
+WINDOWS = {"0-30%": (0, 6), "30-60%": (6, 12), "60-80%": (12, 16), "80-100%": (16, 20), "30-80%": (6, 16), "all": (0, 20)}
+
+
+class Tap:
+    """Keeps one layer's head-averaged attention of the conditional row, step by step."""
+
+    def __init__(self, probes: dict[str, tuple[torch.Tensor, torch.Tensor]] | None) -> None:
+        self.probes, self.kept = probes, []
+
+    def attend(self, native, query, key, value, **kwargs):
+        q = query[-1:].float() * query.shape[-1] ** -0.5
+        if self.probes is None:
+            self.kept.append((q @ key[-1:].float().transpose(-1, -2)).softmax(-1).mean(1)[0].half())
+        else:
+            columns = []
+            for keys, weights in self.probes.values():
+                keys = key[-1:] if keys is None else keys
+                columns.append((q @ keys.float().transpose(-1, -2)).softmax(-1).mean(1)[0] @ weights.T)
+            self.kept.append(torch.cat(columns, 1))
+        return native(query, key, value, **kwargs)
+
+
+@contextmanager
+def tapped(backbone, prompt):
+    """Taps on every attention layer; cross taps give columns orig, pos, neg of content tokens, then of quality words."""
+    templates = {"orig": None, "pos": QUALITY_POSITIVE, "neg": QUALITY_NEGATIVE}
+    taps = {}
+    for name, module in attention_modules(backbone.unet).items():
+        if not name.endswith("attn2"):
+            taps[name] = Tap(None)
+            continue
+        probes = {}
+        for column, template in templates.items():
+            ids, weights = content_weights(backbone.pipe.tokenizer, [prompt], template=template)
+            text = prompt if template is None else template.format(p=prompt)
+            quality = torch.zeros_like(weights)
+            if template is not None:
+                words = backbone.pipe.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+                quality[0] = torch.tensor([w in ("high</w>", "low</w>", "quality</w>") for w in words], dtype=torch.float32)
+            keys = module.to_k(backbone.encode_prompt(text, guidance=False).positive)
+            heads = keys.unflatten(-1, (module.heads, -1)).transpose(1, 2)
+            probes[column] = (None if template is None else heads, torch.cat([weights, quality]))
+        taps[name] = Tap(probes)
+    with patched_attention(backbone.unet, taps):
+        yield taps
+
+
+def cells(pixels: np.ndarray) -> np.ndarray:
+    """bool [128, 128] pixels to bool [16, 16] latent cells."""
+    return pixels.reshape(SIDE, 8, SIDE, 8).mean((1, 3)) > CELL_SHARE
+
+
+def to_grid(columns: torch.Tensor) -> torch.Tensor:
+    """[S, N, K] of a layer to [K, 16, 16], averaged over steps."""
+    side = int(columns.shape[1] ** 0.5)
+    grid = columns.mean(0).T.reshape(1, -1, side, side)
+    return F.interpolate(grid, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
+
+
+def maps_of(taps: dict[str, Tap]) -> dict[str, torch.Tensor]:
+    """Every candidate map, [16, 16] each, by a name that says how it was made."""
+    cross = {name: torch.stack(tap.kept) for name, tap in taps.items() if tap.probes is not None}
+    self_ = {name: torch.stack(tap.kept) for name, tap in taps.items() if tap.probes is None and tap.kept[0].shape[0] == SIDE**2}
+    groups = {"all": list(cross)}
+    groups |= {"16x16": [n for n in cross if cross[n].shape[1] == SIDE**2], "8x8": [n for n in cross if cross[n].shape[1] < SIDE**2]}
+    groups |= {name.replace(".transformer_blocks.0.attn2", ""): [name] for name in cross}
+    groups |= {"up 16x16": [n for n in groups["16x16"] if n.startswith("up")]}
+    spread = {}
+    for window in ("60-80%", "80-100%", "30-80%"):
+        a, b = WINDOWS[window]
+        spread[window] = torch.stack([s[a:b].float().mean(0) for s in self_.values()]).mean(0)
+    out = {}
+    for window, (a, b) in WINDOWS.items():
+        for group, names in groups.items():
+            if window != "30-80%" and group not in ("all", "16x16", "up 16x16"):
+                continue
+            columns = torch.stack([to_grid(cross[name][a:b]) for name in names]).mean(0)
+            original, _, positive, quality_positive, negative, quality_negative = columns
+            key = f"cross {window} | {group}"
+            out[f"CA_orig | {key}"] = original
+            for kind in ("difference", "log_ratio"):
+                config = LocalizeConfig(contrast=kind)
+                for tokens, pair in {"content": (positive, negative), "quality words": (quality_positive, quality_negative)}.items():
+                    diff = contrast(*pair, config)
+                    out[f"CA_diff {kind} {tokens} | {key}"] = diff
+                    for self_window, matrix in spread.items():
+                        if self_window != "80-100%" and group != "all":
+                            continue
+                        d, o = (matrix @ m.flatten() for m in (diff, original))
+                        d, o = (unit_range(m.view(SIDE, SIDE)) for m in (d, o))
+                        end = f"{key} | self {self_window}"
+                        out[f"CA'_diff {kind} {tokens} | {end}"] = d
+                        out[f"P product {kind} {tokens} | {end}"] = d * o
+                        out[f"P product of -diff {kind} {tokens} | {end}"] = (1 - d) * o
+                        out[f"P sum {kind} {tokens} | {end}"] = d + o
+                        if kind == "difference" and tokens == "content":
+                            out[f"CA'_orig | {end}"] = o
+    return out
+
+
+@functools.cache
+def _backbone():
+    from lotts.backbones import backbone_for
+    from lotts.models import load_pipeline
+
+    return backbone_for(load_pipeline("shapes-sd"))
+
+
+@torch.no_grad()
+def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
+    text, seed, drawing = job
+    backbone = _backbone()
+    with tapped(backbone, text) as taps:
+        if drawing:
+            rng = np.random.default_rng([seed, 11])
+            picture = draw(parse(text), rng, damaged=True)
+            image, truth = picture.image, picture.damage.any(0)
+            foreground = picture.objects.any(0) | truth
+            from PIL import Image
+
+            x0 = backbone.encode_image(Image.fromarray(image))
+            backbone.timesteps(STEPS)
+            conditioning = backbone.encode_prompt(text, "", True)
+
+            def latents_at(step):
+                return renoise(backbone, x0, step, [derive_seed(seed, "localise")])
+
+            for step in range(STEPS):
+                backbone.predict(latents_at(step), step, conditioning, GUIDANCE)
+        else:
+            conditioning = backbone.encode_prompt(text, "", True)
+            (run,) = denoise(backbone, conditioning, [seed], (SIDE, SIDE), STEPS, GUIDANCE)
+            image = np.rint(backbone.decode(run.result[None])[0] * 255).astype(np.uint8)
+            verdict = check(image, parse(text))
+            truth, foreground = verdict.defects, verdict.foreground | verdict.defects
+
+            def latents_at(step):
+                return run.latents[step][None]
+
+    maps = maps_of(taps)
+    for levels in ((0.2,), (0.35,), (0.5,), (0.65,), (0.8,), (0.9,), (0.5, 0.65, 0.8)):
+        with PredictionSource(levels).watch(backbone, text, 1, (SIDE, SIDE), STEPS, True) as watch:
+            maps[f"prediction {levels}"] = watch.maps(latents_at)["P"][0]
+    truth, foreground = cells(truth), cells(foreground)
+    maps["foreground"] = torch.from_numpy(foreground.astype(np.float32))
+    maps["random"] = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    if not truth.any() or truth[foreground].all():
+        return None
+    return {
+        name: (auc(m.numpy().ravel(), truth.ravel()), auc(m.numpy()[foreground], truth[foreground])) for name, m in maps.items()
+    }
+
+
+def _work(jobs):
+    return [_one(job) for job in jobs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.localization", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--drawings", action="store_true", help="damaged drawings in place of samples")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/localization.json"))
+    parser.add_argument("--processes", type=int)
+    args = parser.parse_args()
+    jobs = [(text, args.seed * 10_007 + i, args.drawings) for i, (_, text) in enumerate(held_out_scenes(args.prompts, args.seed))]
+    collected = defaultdict(list)
+    for result in on_all_cores(_work, jobs, chunk=4, processes=args.processes):
+        for name, pair in (result or {}).items():
+            collected[name].append(pair)
+    table = {
+        name: {
+            "all_cells": round(float(np.mean([a for a, _ in pairs])), 4),
+            "object_cells": round(float(np.mean([b for _, b in pairs])), 4),
+            "standard_error": round(float(np.std([b for _, b in pairs]) / len(pairs) ** 0.5), 4),
+        }
+        for name, pairs in collected.items()
+    }
+    report = {
+        "pictures": "damaged drawings" if args.drawings else "samples",
+        "prompts": args.prompts,
+        "with_defects": len(collected["random"]),
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "auc": table,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    best = sorted(table.items(), key=lambda item: -item[1]["object_cells"])[:25]
+    for name, row in [*best, *((n, table[n]) for n in ("foreground", "random"))]:
+        print(f"{row['object_cells']:.3f} +- {row['standard_error']:.3f}  (all cells {row['all_cells']:.3f})  {name}")
+
+
+if __name__ == "__main__":
+    main()

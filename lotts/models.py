@@ -1,0 +1,120 @@
+"""Pipelines by name: the embedded ones, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Embedded pipelines: the folder of their weights and what ``python -m lotts.shapes.train`` calls them.
+EMBEDDED: dict[str, tuple[Path, str]] = {"shapes-sd": (Path(__file__).parent / "shapes" / "weights" / "sd", "sd")}
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def load_pipeline(
+    name: str, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+) -> Any:
+    """Load a diffusers pipeline that ``LoTTS`` can drive, with its progress bars off.
+
+    Only safetensors are read, and no code of a model's repository is run.
+
+    Args:
+        name: an embedded pipeline ("shapes-sd"), a local folder with a model_index.json, or a hub id "owner/name".
+        device: where it goes; default: cuda if there is one, else cpu.
+        dtype: "fp32", "fp16", "bf16" or a torch dtype. Default: fp32, but fp16 for other models than the embedded on cuda.
+
+    Raises:
+        FileNotFoundError: the embedded weights are not there.
+        ValueError: ``name``, ``device`` or ``dtype`` is none of these.
+    """
+    target = _device(device)
+    precision = _dtype(dtype, torch.float16 if target.type == "cuda" and name not in EMBEDDED else torch.float32)
+    pipe = _read(_location(name), precision)
+    _make_restartable(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(target)
+
+
+def default_settings(name: str) -> dict[str, Any]:
+    """Steps, guidance and verifier that suit a model; the verifier is None where one has to be chosen."""
+    if name in EMBEDDED:
+        return {"num_inference_steps": 20, "guidance_scale": 3.0, "verifier": "shapes"}
+    return {"num_inference_steps": 50, "guidance_scale": 7.5, "verifier": None}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """What ``load_pipeline`` calls a dtype."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype))
+
+
+def has_weights(name: str) -> bool:
+    """Whether the weights of an embedded pipeline are there."""
+    return (EMBEDDED[name][0] / "model_index.json").is_file()
+
+
+def _location(name: str) -> str:
+    if name in EMBEDDED:
+        folder, training = EMBEDDED[name]
+        if not has_weights(name):
+            raise FileNotFoundError(
+                f"no weights of {name} in {folder}: install a lotts that ships them, or train them with "
+                f"python -m lotts.shapes.train {training}"
+            )
+        return str(folder)
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").is_file():
+            raise ValueError(f"expected a folder saved by a diffusers pipeline, got {name}: it has no model_index.json")
+        return name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise ValueError(
+            f"expected a model out of {', '.join(EMBEDDED)}, a folder or a hub id owner/name, got {name!r}"
+        )
+    return name
+
+
+def _read(location: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(location, dtype=dtype, use_safetensors=True)
+
+
+def _make_restartable(pipe: Any) -> None:
+    """Put DDIM, with the same noise schedule, in the place of a scheduler that cannot begin in the middle."""
+    from diffusers import DDIMScheduler
+
+    from lotts.backbones.stable_diffusion import RESTARTABLE
+
+    name = type(pipe.scheduler).__name__
+    if name not in RESTARTABLE:
+        warnings.warn(
+            f"{name} cannot restart in the middle of sampling: DDIMScheduler of the same configuration takes its place",
+            stacklevel=3,
+        )
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"expected a torch device such as cpu, cuda or cuda:1, got {device!r}") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"expected a device that is there, got {device}: no CUDA device is available")
+    return target
+
+
+def _dtype(dtype: str | torch.dtype | None, default: torch.dtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)} or a torch dtype, got {dtype!r}")
+    return default if dtype is None else DTYPES[dtype]

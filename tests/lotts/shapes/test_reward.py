@@ -1,0 +1,206 @@
+"""The reward model learns, its labels say what was done, and its measures are right."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lotts.shapes.draw import draw
+from lotts.shapes.loop import Recipe, Worker, fit
+from lotts.shapes.reward import Queries, RewardConfig, RewardModel, load, save, score
+from lotts.shapes.reward_data import IGNORE, judged, misquote, sample_picture, samples, wear
+from lotts.shapes.scenes import MAX_OBJECTS, Item, Scene, caption, sample_scene
+from lotts.shapes.train_reward import (
+    Batch,
+    RewardLoss,
+    answers_loss,
+    auc,
+    evaluate_reward,
+    export_reward,
+    ranks,
+    spearman,
+)
+
+CPU = torch.device("cpu")
+SMALL = RewardConfig(widths=(16, 16, 32), layers=2)
+
+
+def pictures(count, seed=0, objects=None):
+    rng = np.random.default_rng(seed)
+    made = []
+    while len(made) < count:
+        picture = sample_picture(rng)
+        if objects is None or len(picture.scene.items) <= objects:
+            made.append(picture)
+    return made
+
+
+# --- measures
+
+
+def test_auc_counts_the_pairs_in_order_ties_half():
+    scores, positive = np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True])
+    # Pairs: 0.4 over 0.1, 0.4 ties with 0.4, 0.8 over both.
+    assert auc(scores, positive) == pytest.approx((1 + 0.5 + 2) / 4)
+    assert auc(-scores, positive) == pytest.approx(1 - 3.5 / 4)
+
+
+def test_auc_of_one_class_is_undefined():
+    assert np.isnan(auc(np.array([1.0, 2.0]), np.array([True, True])))
+
+
+def test_ranks_of_ties_are_their_mean():
+    assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+
+
+def test_spearman_by_hand():
+    assert spearman([1, 2, 3, 4], [10, 20, 25, 90]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    # 1 - 6 sum d^2 / (n (n^2 - 1)) with d = (0, -1, 1, 0)
+    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(1 - 6 * 2 / 60)
+    assert np.isnan(spearman([1, 2], [5, 5]))
+
+
+# --- labels
+
+
+def test_a_misquoted_caption_is_wrong_exactly_where_it_changed():
+    rng, seen = np.random.default_rng(1), 0
+    for picture in pictures(150, seed=1):
+        if picture.scene.relations:
+            continue
+        quoted = misquote(picture, rng)
+        changed = np.array([a != b for a, b in zip(quoted.scene.items, picture.scene.items, strict=True)])
+        assert (quoted.right[changed] == 0).all()
+        assert (picture.right[changed] == 1).all()
+        assert (quoted.right[~changed] == picture.right[~changed]).all()
+        assert quoted.image is picture.image
+        seen += changed.sum()
+    assert seen > 150
+
+
+def test_a_relation_turned_about_is_wrong_at_both_ends():
+    rng, turned = np.random.default_rng(2), 0
+    for picture in pictures(300, seed=2):
+        quoted = misquote(picture, rng)
+        if quoted.scene.relations != picture.scene.relations:
+            at = next(i for i, r in enumerate(quoted.scene.relations) if r != picture.scene.relations[i])
+            assert quoted.right[0] == quoted.right[at + 1] == 0
+            turned += 1
+    assert turned > 3
+
+
+def test_nothing_right_leaves_nothing_to_misquote():
+    picture = pictures(1)[0]
+    wrong = dataclasses.replace(picture, right=np.zeros_like(picture.right))
+    assert misquote(wrong, np.random.default_rng(0)) is wrong
+
+
+def test_labels_agree_with_the_checker():
+    agree = []
+    for picture in pictures(60, seed=3):
+        verdict = judged(picture.image, caption(picture.scene))
+        known = picture.right != IGNORE
+        agree += (verdict.right == picture.right)[known].tolist()
+    assert np.mean(agree) > 0.97
+
+
+def test_wear_keeps_the_picture():
+    picture = pictures(1)[0].image
+    worn = wear(picture, np.random.default_rng(0))
+    assert worn.shape == picture.shape
+    assert worn.dtype == np.uint8
+    assert np.abs(worn.astype(float) - picture).mean() < 8
+
+
+def test_samples_are_read_and_judged(tmp_path):
+    rng = np.random.default_rng(5)
+    scenes = [sample_scene(rng, 3) for _ in range(4)]
+    images = np.stack([draw(scene, rng).image for scene in scenes])
+    np.savez(tmp_path / "a.npz", images=images, captions=[caption(scene) for scene in scenes])
+    source = samples(tmp_path, seed=0)
+    twice = [next(source) for _ in range(8)]
+    assert {p.image.tobytes() for p in twice} == {image.tobytes() for image in images}
+    assert np.mean([p.right.mean() for p in twice]) > 0.9
+    with pytest.raises(FileNotFoundError, match=r"expected \.npz"):
+        next(samples(tmp_path / "none", seed=0))
+
+
+# --- the model
+
+
+def test_queries_state_the_caption_and_pad_the_rest():
+    rows = Scene("rows", (Item("red", "circle"), Item("blue", "star", "small")), rows=(2,))
+    queries = Queries.of([rows, Scene("free", rows.items)])
+    assert queries.real.sum(1).tolist() == [2, 2]
+    assert queries.stated[0, 1].tolist() == [4, 4, 0]
+    # The first centre, a quarter of the way across and half way down, lies between four tokens.
+    assert queries.near[0, 0].argmax() in (7 * 16 + 3, 7 * 16 + 4, 8 * 16 + 3, 8 * 16 + 4)
+    assert (queries.near[1] == 0).all()
+    assert (queries.features[:, 2:] == 0).all()
+
+
+def test_padding_changes_no_answer():
+    torch.manual_seed(0)
+    model = RewardModel(SMALL).eval()
+    batch = Batch.of(pictures(2, objects=5), CPU)
+    with torch.no_grad():
+        before = model(batch.pictures, batch.queries)[-1]
+        batch.queries.features[~batch.queries.real] = 3.0
+        after = model(batch.pictures, batch.queries)[-1]
+    real = batch.queries.real
+    torch.testing.assert_close(before.objects[real], after.objects[real])
+    torch.testing.assert_close(score(before, real), score(after, real))
+
+
+def test_the_model_is_small():
+    assert sum(p.numel() for p in RewardModel().parameters()) < 1_500_000
+
+
+def test_a_fresh_model_learns_sixteen_drawings():
+    torch.manual_seed(0)
+    model = RewardModel(SMALL)
+    batch = Batch.of(pictures(16, seed=8, objects=4), CPU)
+    known, truth = batch.right != IGNORE, batch.right == 1
+    assert 0.2 < truth[known].float().mean() < 0.9
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(150):
+        answers = model(batch.pictures, batch.queries)
+        answers_loss(answers, batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    assert ((answers[-1].objects > 0) == truth)[known].float().mean() > 0.95
+
+
+def test_training_exports_a_model_that_loads(tmp_path):
+    torch.manual_seed(0)
+    model, recipe = RewardModel(), Recipe(images=8, batch_size=4, learning_rate=1e-3)
+    fit(Worker(0, 1, 0, CPU), model, RewardLoss(model, recipe, Worker(0, 1, 0, CPU)), recipe, tmp_path / "reward")
+    export_reward(tmp_path, tmp_path / "weights")
+    loaded = load(tmp_path / "weights")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    figures = evaluate_reward(loaded, pictures=24)
+    assert 0 <= figures["auc"] <= 1
+    assert -1 <= figures["spearman"] <= 1
+
+
+def test_answers_have_one_logit_an_item_and_one_a_picture():
+    batch = Batch.of(pictures(3), CPU)
+    answers = RewardModel(SMALL)(batch.pictures, batch.queries)
+    assert len(answers) == SMALL.layers
+    assert answers[-1].objects.shape == (3, MAX_OBJECTS)
+    assert answers[-1].scene.shape == (3,)
+
+
+def test_wrong_configurations_and_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="divisible by 8"):
+        RewardConfig(widths=(24, 40, 90))
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load(tmp_path)
+    save(RewardModel(SMALL), tmp_path)
+    (tmp_path / "config.json").write_text('{"version": 0}')
+    with pytest.raises(ValueError, match="expected version 1"):
+        load(tmp_path)
