@@ -32,7 +32,14 @@ from lotts.sources import PredictionSource
 
 STEPS, GUIDANCE, SIDE = 20, 3.0, 16
 CELL_SHARE = 0.15  # a cell is defective, or belongs to an object, when this share of its pixels does
-WINDOWS = {"0-30%": (0, 6), "30-60%": (6, 12), "60-80%": (12, 16), "80-100%": (16, 20), "30-80%": (6, 16), "all": (0, 20)}
+WINDOWS = {
+    "0-30%": (0, 6),
+    "30-60%": (6, 12),
+    "60-80%": (12, 16),
+    "80-100%": (16, 20),
+    "30-80%": (6, 16),
+    "all": (0, 20),
+}
 
 
 class Tap:
@@ -70,7 +77,9 @@ def tapped(backbone, prompt):
             quality = torch.zeros_like(weights)
             if template is not None:
                 words = backbone.pipe.tokenizer.convert_ids_to_tokens(ids[0].tolist())
-                quality[0] = torch.tensor([w in ("high</w>", "low</w>", "quality</w>") for w in words], dtype=torch.float32)
+                quality[0] = torch.tensor(
+                    [w in ("high</w>", "low</w>", "quality</w>") for w in words], dtype=torch.float32
+                )
             keys = module.to_k(backbone.encode_prompt(text, guidance=False).positive)
             heads = keys.unflatten(-1, (module.heads, -1)).transpose(1, 2)
             probes[column] = (None if template is None else heads, torch.cat([weights, quality]))
@@ -94,9 +103,16 @@ def to_grid(columns: torch.Tensor) -> torch.Tensor:
 def maps_of(taps: dict[str, Tap]) -> dict[str, torch.Tensor]:
     """Every candidate map, [16, 16] each, by a name that says how it was made."""
     cross = {name: torch.stack(tap.kept) for name, tap in taps.items() if tap.probes is not None}
-    self_ = {name: torch.stack(tap.kept) for name, tap in taps.items() if tap.probes is None and tap.kept[0].shape[0] == SIDE**2}
+    self_ = {
+        name: torch.stack(tap.kept)
+        for name, tap in taps.items()
+        if tap.probes is None and tap.kept[0].shape[0] == SIDE**2
+    }
     groups = {"all": list(cross)}
-    groups |= {"16x16": [n for n in cross if cross[n].shape[1] == SIDE**2], "8x8": [n for n in cross if cross[n].shape[1] < SIDE**2]}
+    groups |= {
+        "16x16": [n for n in cross if cross[n].shape[1] == SIDE**2],
+        "8x8": [n for n in cross if cross[n].shape[1] < SIDE**2],
+    }
     groups |= {name.replace(".transformer_blocks.0.attn2", ""): [name] for name in cross}
     groups |= {"up 16x16": [n for n in groups["16x16"] if n.startswith("up")]}
     spread = {}
@@ -114,7 +130,10 @@ def maps_of(taps: dict[str, Tap]) -> dict[str, torch.Tensor]:
             out[f"CA_orig | {key}"] = original
             for kind in ("difference", "log_ratio"):
                 config = LocalizeConfig(contrast=kind)
-                for tokens, pair in {"content": (positive, negative), "quality words": (quality_positive, quality_negative)}.items():
+                for tokens, pair in {
+                    "content": (positive, negative),
+                    "quality words": (quality_positive, quality_negative),
+                }.items():
                     diff = contrast(*pair, config)
                     out[f"CA_diff {kind} {tokens} | {key}"] = diff
                     for self_window, matrix in spread.items():
@@ -181,7 +200,8 @@ def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
     if not truth.any() or truth[foreground].all():
         return None
     return {
-        name: (auc(m.numpy().ravel(), truth.ravel()), auc(m.numpy()[foreground], truth[foreground])) for name, m in maps.items()
+        name: (auc(m.numpy().ravel(), truth.ravel()), auc(m.numpy()[foreground], truth[foreground]))
+        for name, m in maps.items()
     }
 
 
@@ -190,14 +210,19 @@ def _work(jobs):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.localization", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.localization", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--drawings", action="store_true", help="damaged drawings in place of samples")
     parser.add_argument("--out", type=Path, default=Path("bench/results/localization.json"))
     parser.add_argument("--processes", type=int)
     args = parser.parse_args()
-    jobs = [(text, args.seed * 10_007 + i, args.drawings) for i, (_, text) in enumerate(held_out_scenes(args.prompts, args.seed))]
+    jobs = [
+        (text, args.seed * 10_007 + i, args.drawings)
+        for i, (_, text) in enumerate(held_out_scenes(args.prompts, args.seed))
+    ]
     collected = defaultdict(list)
     for result in on_all_cores(_work, jobs, chunk=4, processes=args.processes):
         for name, pair in (result or {}).items():

@@ -68,7 +68,12 @@ def _one(job: tuple[int, str, int]) -> dict[str, Any]:
         "random": quality_mask(smooth, RATIO),
         "whole": torch.ones(1, *SIZE, dtype=torch.bool),
     }
-    row: dict[str, Any] = {"index": index, "objects": len(verdict.objects), "candidate": _judge(image, text), "arms": {}}
+    row: dict[str, Any] = {
+        "index": index,
+        "objects": len(verdict.objects),
+        "candidate": _judge(image, text),
+        "arms": {},
+    }
     for step in NOISE_STEPS:
         refined = refine(
             backbone, conditioning, [candidate] * len(masks), torch.cat(list(masks.values())), [0] * len(masks),
@@ -98,7 +103,10 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "area": round(float(np.mean([r["arms"][arm]["area"] for r in chosen])), 3),
                 "accepted": _mean(better),
                 **{f"{key} change": _mean(now[key] - base[key]) for key in base},
-                **{f"{key} change, verifier keeps the better": _mean(np.where(better, now[key] - base[key], 0)) for key in base},
+                **{
+                    f"{key} change, verifier keeps the better": _mean(np.where(better, now[key] - base[key], 0))
+                    for key in base
+                },
             }
     return table
 
@@ -129,7 +137,13 @@ def main() -> None:
                 rows.append(row)
                 log.write(json.dumps(row) + "\n")
             log.flush()
-    report = {"prompts": len(rows), "steps": STEPS, "guidance_scale": GUIDANCE, "mask_ratio": RATIO, "by_objects": summarise(rows)}
+    report = {
+        "prompts": len(rows),
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "mask_ratio": RATIO,
+        "by_objects": summarise(rows),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for arm, figures in report["by_objects"]["all"]["arms"].items():

@@ -17,7 +17,7 @@ import torch
 
 from lotts.shapes.checker import check
 from lotts.shapes.sampling import held_out_scenes, on_all_cores, sample_images
-from lotts.shapes.scenes import Scene, parse
+from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, parse
 
 
 @functools.cache
@@ -62,7 +62,9 @@ def summarise(results: list[tuple[float, bool, int]]) -> dict[str, Any]:
     return {
         "objects_right": round(sum(objects * n for objects, _, n in results) / total, 4),
         "scenes_right": round(float(np.mean([scene for _, scene, _ in results])), 4),
-        "scenes_right_standard_error": round(float(np.std([scene for _, scene, _ in results]) / len(results) ** 0.5), 4),
+        "scenes_right_standard_error": round(
+            float(np.std([scene for _, scene, _ in results]) / len(results) ** 0.5), 4
+        ),
         "by_objects": {
             n: {
                 "prompts": len(rows),
@@ -106,7 +108,9 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
     jobs = [(text, seed * 100_003 + i * seeds + k) for i, (_, text) in enumerate(scenes) for k in range(seeds)]
     results = on_all_cores(functools.partial(_judge, steps=steps, guidance_scale=3.0), jobs)
     verifier = load("shapes")
-    scores = np.array([verifier([image / np.float32(255)], [text])[0] for (text, _), (*_, image) in zip(jobs, results, strict=True)])
+    scores = np.array(
+        [verifier([image / np.float32(255)], [text])[0] for (text, _), (*_, image) in zip(jobs, results, strict=True)]
+    )
     right = np.array([objects for objects, *_ in results])
     whole = np.array([scene for _, scene, *_ in results]).reshape(prompts, seeds)
     by_prompt = scores.reshape(prompts, seeds)
@@ -119,31 +123,39 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
         "samples_each": seeds,
         "across": round(float(spearman(scores, right)), 4),
         "within": round(float(np.mean(ranked)), 4),
-        "scenes_right": _by_size(numbers, {
-            "single": whole[:, 0],
-            "best_by_verifier": whole[np.arange(prompts), chosen],
-            "best_possible": whole.any(1),
-        }),
-        "objects_right": _by_size(numbers, {
-            "single": truth[:, 0],
-            "best_by_verifier": truth[np.arange(prompts), chosen],
-            "best_possible": truth.max(1),
-        }),
+        "scenes_right": _by_size(
+            numbers,
+            {
+                "single": whole[:, 0],
+                "best_by_verifier": whole[np.arange(prompts), chosen],
+                "best_possible": whole.any(1),
+            },
+        ),
+        "objects_right": _by_size(
+            numbers,
+            {
+                "single": truth[:, 0],
+                "best_by_verifier": truth[np.arange(prompts), chosen],
+                "best_possible": truth.max(1),
+            },
+        ),
     }
 
 
 def _by_size(numbers: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    bands = {"all": numbers > 0, "2-4": numbers <= 4, "5-8": (numbers > 4) & (numbers <= 8), "9-12": (numbers > 8) & (numbers <= 12), "13-16": numbers > 12}
-    return {
-        band: {name: round(float(values[chosen].mean()), 4) for name, values in columns.items()}
-        for band, chosen in bands.items()
-        if chosen.any()
-    }
+    out = {}
+    for low, high in ((MIN_OBJECTS, MAX_OBJECTS), (2, 4), (5, 8), (9, 12), (13, 16)):
+        chosen = (numbers >= low) & (numbers <= high)
+        if chosen.any():
+            out[f"{low}-{high}"] = {name: round(float(values[chosen].mean()), 4) for name, values in columns.items()}
+    return out
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m lotts.shapes.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m lotts.shapes.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=["sd", "checker", "verifier"])
     parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (sd, verifier)")

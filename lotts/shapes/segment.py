@@ -141,10 +141,16 @@ def _group(labels: np.ndarray, scene: Scene) -> tuple[np.ndarray, int]:
     label = labels[y, x] - 1
     low, high = _extents(label, y, x)
     stated = np.array([c for c in scene.stated_centres() if c], float).reshape(-1, 2) * SIDE
-    if len(stated) and (merged := (high - low > 1.1 * limit).any(-1)[label]).any():
-        # Touching neighbours in rows are told apart by the places the caption states.
-        cell = ((x[:, None] + 0.5 - stated[:, 0]) ** 2 + (y[:, None] + 0.5 - stated[:, 1]) ** 2).argmin(-1)
-        label = np.unique(label * (len(stated) + 1) + np.where(merged, cell + 1, 0), return_inverse=True)[1]
+    merged = (high - low > 1.1 * limit).any(-1)[label]
+    if merged.any():
+        if len(stated):
+            # Touching neighbours in rows are told apart by the places the caption states.
+            part = ((x[:, None] + 0.5 - stated[:, 0]) ** 2 + (y[:, None] + 0.5 - stated[:, 1]) ** 2).argmin(-1)
+        else:
+            wide = np.zeros(labels.shape, bool)
+            wide[y[merged], x[merged]] = True
+            part = _parted(wide)[y, x]
+        label = np.unique(label * (part.max() + 2) + np.where(merged, part + 1, 0), return_inverse=True)[1]
         low, high = _extents(label, y, x)
     areas = np.bincount(label)
     centres = np.stack([np.bincount(label, weights=v) for v in (x, y)], -1) / areas[:, None]
@@ -166,6 +172,16 @@ def _group(labels: np.ndarray, scene: Scene) -> tuple[np.ndarray, int]:
             groups[home]["high"] = np.maximum(groups[home]["high"], high[part])
     owner[y, x] = group_of[label]
     return owner, len(groups)
+
+
+def _parted(mask: np.ndarray) -> np.ndarray:
+    """Label what hangs together only by necks of one or two pixels as separate parts of ``mask``; 0 outside."""
+    parts = components(~_dilate(~mask))
+    for _ in range(3):
+        around = np.pad(parts, 1)
+        grown = np.maximum.reduce([around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]])
+        parts = np.where((parts == 0) & mask, grown, parts)
+    return parts
 
 
 def _home(groups: list[dict], low, high, centre, limit, large) -> int | None:

@@ -1,8 +1,9 @@
-"""Train the embedded models from scratch: ``python -m lotts.shapes.train {vae,sd}``.
+"""Train the embedded models from scratch: ``python -m lotts.shapes.train {vae,decoder,sd,verifier}``.
 
 ``sd`` is the pipeline ``shapes-sd`` (a tokenizer and an autoencoder first, where they are not there yet, then the text
-encoder and the U-Net together). Runs live in --runs, one folder a model, and resume; finished weights are exported to
-the package as fp16 safetensors.
+encoder and the U-Net together). ``decoder`` goes on training the autoencoder's decoder alone, which leaves the latents
+as they are. ``verifier`` trains the reward model on drawings and on samples that it first draws with ``shapes-sd``. Runs
+live in --runs, one folder a model, and resume; finished weights are exported to the package as fp16 safetensors.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
 from lotts.shapes import build
 from lotts.shapes.draw import draw
 from lotts.shapes.loop import Recipe, Worker, averaged, fit, launch
+from lotts.shapes.sampling import on_all_cores, sample_images
 from lotts.shapes.scenes import QUALITY_PREFIX, Scene, caption, sample_scene
+from lotts.shapes.train_reward import export_reward, train_reward
 
 WEIGHTS = Path(__file__).parent / "weights"
+VAE_IMAGES, DECODER_IMAGES, SD_IMAGES, VERIFIER_IMAGES = 32_000, 16_000, 400_000, 80_000
 LOW_QUALITY, HIGH_QUALITY, EMPTY = 0.15, 0.2, 0.1  # shares of captions; the rest is plain
 PLAIN_DAMAGED = 0.08  # plain captions describe the world as it is: some of its pictures are flawed
 
@@ -97,6 +100,38 @@ def export_vae(runs: Path, weights: Path = WEIGHTS / "sd") -> None:
         latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(32)])
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
     vae.half().save_pretrained(weights / "vae")
+
+
+def train_decoder(worker: Worker, runs: Path, images: int) -> None:
+    """Polish the decoder on the finished encoder's latents."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(worker.seed)
+    vae = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae", torch_dtype=torch.float32).to(worker.device)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    recipe = Recipe(
+        images=images,
+        batch_size=4,
+        learning_rate=1e-3,
+        warmup=400,
+        cooldown=0.5,
+        weight_decay=1e-4,
+        seed=worker.seed + 1,
+    )
+    fit(worker, vae, AutoencoderLoss(vae, recipe, worker.device), recipe, runs / "decoder")
+    if worker.rank == 0:
+        export_decoder(runs)
+
+
+def export_decoder(runs: Path, weights: Path = WEIGHTS / "sd" / "vae") -> None:
+    """Write the autoencoder with its polished decoder; the encoder and the scaling factor stay as they were."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(weights, torch_dtype=torch.float32)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    averaged(vae, runs / "decoder").half().save_pretrained(weights)
 
 
 # --- the text encoder and the U-Net
@@ -215,11 +250,40 @@ def export_sd(runs: Path, weights: Path = WEIGHTS / "sd") -> None:
     build.pipeline(vae.half(), model.text_encoder.half(), tokenizer, model.unet.half()).save_pretrained(weights)
 
 
+# --- the verifier
+
+
+def draw_samples(runs: Path, count: int, processes: int | None) -> Path:
+    """Samples of ``shapes-sd`` on training prompts, for the verifier to learn from; drawn once, kept in ``runs``."""
+    folder = runs / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = [(folder / f"{i:04d}.npz", i) for i in range(-(-count // 64))]
+    on_all_cores(_draw_shards, [(path, i) for path, i in shards if not path.exists()], chunk=1, processes=processes)
+    return folder
+
+
+def _draw_shards(shards: list[tuple[Path, int]]) -> list[Path]:
+    from lotts.models import load_pipeline
+
+    pipe = load_pipeline("shapes-sd")
+    for path, index in shards:
+        rng = np.random.default_rng([17, index])
+        texts = [caption(sample_scene(rng), rng) for _ in range(64)]
+        # Fewer steps and weaker guidance at times: the verifier should know the faults of hasty samplers too.
+        steps, guidance = int(rng.integers(8, 21)), float(rng.uniform(1.5, 4.0))
+        seeds = rng.integers(2**31, size=64).tolist()
+        images = np.stack(list(sample_images(pipe, texts, seeds, steps=steps, guidance_scale=guidance)))
+        with path.with_suffix(".tmp").open("wb") as file:
+            np.savez_compressed(file, images=images, captions=np.array(texts))
+        path.with_suffix(".tmp").replace(path)
+    return [path for path, _ in shards]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lotts.shapes.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=["vae", "sd"])
+    parser.add_argument("model", choices=["vae", "decoder", "sd", "verifier"])
     parser.add_argument("--images", type=int, help="training budget in pictures (default: the recipe's)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="checkpoints, logs and samples (default: runs)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
@@ -231,15 +295,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = args.runs / "shapes"
     if args.export_only:
-        export_vae(runs) if args.model == "vae" else export_sd(runs)
+        {"vae": export_vae, "decoder": export_decoder, "sd": export_sd, "verifier": export_reward}[args.model](runs)
         return
     common = {"device": args.device, "processes": args.processes, "seed": args.seed}
     if args.model == "vae" or not (WEIGHTS / "sd" / "vae").exists():
-        launch(train_vae, runs, args.images if args.model == "vae" and args.images else 40_000, **common)
+        launch(train_vae, runs, args.images if args.model == "vae" and args.images else VAE_IMAGES, **common)
+    if args.model == "decoder":
+        launch(train_decoder, runs, args.images or DECODER_IMAGES, **common)
     if args.model == "sd":
         if not (WEIGHTS / "sd" / "tokenizer").exists():
             build.write_tokenizer(WEIGHTS / "sd" / "tokenizer")
-        launch(train_sd, runs, args.images or 1_000_000, **common)
+        launch(train_sd, runs, args.images or SD_IMAGES, **common)
+    if args.model == "verifier":
+        samples = draw_samples(runs, args.samples, args.processes) if args.samples else None
+        launch(train_reward, runs, args.images or VERIFIER_IMAGES, samples, **common)
 
 
 if __name__ == "__main__":
