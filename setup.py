@@ -30,6 +30,6 @@ setup(
     package_data={"lotts.shapes": ["weights/**/*"]},
     include_package_data=False,
     install_requires=CORE,
-    extras_require={"test": TEST},
+    extras_require={"test": TEST, "bench": ["matplotlib>=3.8"]},
     entry_points={"console_scripts": ["lotts=lotts.cli:main"]},
 )

@@ -56,7 +56,9 @@ def table(found: dict[str, Any]) -> str:
         rows.append((op, ", ".join(names)))
     rows.append(("", ""))
     for name, there in found["models"].items():
-        rows.append((name, "weights are there" if there else f"no weights: python -m lotts.shapes.train {EMBEDDED[name][1]}"))
+        rows.append(
+            (name, "weights are there" if there else f"no weights: python -m lotts.shapes.train {EMBEDDED[name][1]}")
+        )
     rows.append(("verifiers", ", ".join(found["verifiers"])))
     wide = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{wide}}  {value}".rstrip() for name, value in rows)

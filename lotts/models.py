@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def load_pipeline(
     """
     target = _device(device)
     precision = _dtype(dtype, torch.float16 if target.type == "cuda" and name not in EMBEDDED else torch.float32)
-    pipe = _read(_location(name), precision)
+    with _quiet() if name in EMBEDDED else nullcontext():  # what comes from a hub or a large folder takes a while
+        pipe = _read(_location(name), precision)
     _make_restartable(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(target)
@@ -68,7 +71,7 @@ def _location(name: str) -> str:
                 f"python -m lotts.shapes.train {training}"
             )
         return str(folder)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise ValueError(f"expected a folder saved by a diffusers pipeline, got {name}: it has no model_index.json")
         return name
@@ -83,6 +86,22 @@ def _read(location: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     return DiffusionPipeline.from_pretrained(location, dtype=dtype, use_safetensors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars while a small pipeline loads."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    switched = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in switched:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in switched:
+            log.enable_progress_bar()
 
 
 def _make_restartable(pipe: Any) -> None:

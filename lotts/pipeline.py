@@ -9,7 +9,7 @@ import torch
 
 from lotts.backbones import backbone_for
 from lotts.localize import quality_mask
-from lotts.output import LoTTSOutput, Sample
+from lotts.output import LoTTSOutput
 from lotts.request import Request
 from lotts.resample import Trajectory, denoise
 from lotts.sources import Heatmaps, MapSource

@@ -164,7 +164,9 @@ def _columns(pipe: Any, prompts: list[str], words: Sequence[str]) -> torch.Tenso
 def _probe(pipe: Any, prompts: list[str], template: str, device: torch.device) -> Probe:
     filled = [template.replace("{p}", text) for text in prompts]
     with torch.no_grad():
-        embeds = pipe.encode_prompt(filled, device, 1, False)[0]
+        embeds = pipe.encode_prompt(
+            prompt=filled, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
     weight = content_weights(pipe.tokenizer, _spelled_out(pipe, prompts), template=template)[1]
     return embeds, weight.to(device)
 

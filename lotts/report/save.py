@@ -42,21 +42,24 @@ def save_output(output: LoTTSOutput, folder: str | Path, context: Mapping[str, A
 
 
 def _claim(folder: Path, manifest: Manifest) -> Path:
-    """The first of folder, folder-2, ... that is free or holds this very run. Making samples/ is what claims a folder."""
+    """The first of folder, folder-2, ... that is free or holds this very run."""
     folder = Path(os.path.abspath(folder)) if folder.name in ("", "..") else folder
-    for number in itertools.count(1):
-        chosen = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        chosen.mkdir(parents=True, exist_ok=True)
-        if _holds(chosen, manifest):
-            return chosen
-        if any((chosen / name).exists() for name in (BEST, REPORT, NAME)):
-            continue
-        try:
-            (chosen / SAMPLES).mkdir()
-        except FileExistsError:
-            continue
-        return chosen
-    raise AssertionError("unreachable")
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(chosen for chosen in itertools.chain([folder], numbered) if _take(chosen, manifest))
+
+
+def _take(folder: Path, manifest: Manifest) -> bool:
+    """Make the folder this run's, unless it is another's. Making samples/ is the claim: of two runs one can."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if _holds(folder, manifest):
+        return True
+    if any((folder / name).exists() for name in (BEST, REPORT, NAME)):
+        return False
+    try:
+        (folder / SAMPLES).mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

@@ -55,7 +55,8 @@ def wrap(text: str, face: Font, width: int, max_lines: int = 4) -> list[str]:
             lines.append(line)
         line = word
         while face.getlength(line) > width:  # one word, or a script without spaces
-            cut = max(1, next(n for n in range(len(line), -1, -1) if n <= 1 or face.getlength(line[:n]) <= width))
+            fits = (n for n in range(len(line), 0, -1) if n == 1 or face.getlength(line[:n]) <= width)
+            cut = next(fits)  # at least one letter, however narrow the line
             if cut == len(line):
                 break
             lines.append(line[:cut])

@@ -17,10 +17,10 @@ from lotts.shapes.fit import Fit, fit_silhouettes
 from lotts.shapes.scenes import COLOURS, Item, Scene
 from lotts.shapes.segment import PALETTE, Regions, peak, segment
 
-_OFF = 32  # levels a pixel may be off what the silhouettes predict
+_OFF, _OFF_IF_DAMAGED = 40, 30  # levels a pixel may be off what the silhouettes predict
 _EDGE = 0.6  # pixels an outline may be off: the width of one blurred edge
 _DOUBT = 0.09  # two shapes whose overlaps differ by less may be the same damaged object; whole shapes differ by 0.13
-_WIDEST_RIM = 0.95  # pixels of softness or raggedness all along the outline; autoencoders leave up to 0.8
+_WIDEST_RIM = 0.65  # pixels of softness or raggedness all along the outline; autoencoders leave up to 0.5
 _LEAST_OVERLAP = 0.6  # below this no silhouette explains the paint
 _RELATION_MARGIN = 0.11  # the renderer keeps 0.14 of the side
 _NEAR = 0.45  # how far from its stated place an object may be, as a share of the pitch
@@ -235,16 +235,17 @@ def _faults(regions: Regions, found: list[_Found]) -> tuple[np.ndarray, np.ndarr
         owner[box] = np.where(distance < nearest[box], index, owner[box])
         second[box] = np.minimum(second[box], np.maximum(distance, nearest[box]))
         nearest[box] = np.minimum(nearest[box], distance)
-    error = peak(np.abs(regions.image - regions.ground))
+    faulty = peak(np.abs(regions.image - regions.ground)) > _OFF
     for index, (each, (box, distance)) in enumerate(zip(found, patches, strict=True)):
         mine = owner[box] == index
-        off = _unexplained(regions, each, box, distance, _EDGE)
-        if each.fit.rim > _WIDEST_RIM or (mine & (off > _OFF)).sum() > _few(silhouettes[index]):
-            # An object that is damaged for certain earns no more patience with its outline.
-            off = _unexplained(regions, each, box, distance, 0 if each.fit.rim > _WIDEST_RIM else _EDGE / 2)
-        error[box] = np.where(mine, off, error[box])
+        wrong = _unexplained(regions, each, box, distance, _EDGE) > _OFF
+        blurred = each.fit.rim > _WIDEST_RIM
+        if blurred or (mine & wrong).sum() > _few(silhouettes[index]):
+            # An object that is damaged for certain earns no more patience.
+            wrong = _unexplained(regions, each, box, distance, 0 if blurred else _EDGE / 2) > _OFF_IF_DAMAGED
+        faulty[box] = np.where(mine, wrong, faulty[box])
     # Where two outlines meet, a pixel may mix both paints.
-    faulty = (error > _OFF) & (second > 1.5)
+    faulty &= second > 1.5
     if found and (lost := faulty & (owner < 0)).any():
         y, x = np.nonzero(lost)
         spots = np.array([(f.fit.spot.x, f.fit.spot.y, f.fit.spot.radius) for f in found])
@@ -256,7 +257,7 @@ def _faults(regions: Regions, found: list[_Found]) -> tuple[np.ndarray, np.ndarr
 
 def _few(silhouette: np.ndarray) -> float:
     """How many faulty pixels pass for noise on an object."""
-    return 1.5 + 0.004 * float(silhouette.sum())
+    return 1.5 + 0.006 * float(silhouette.sum())
 
 
 def _unexplained(

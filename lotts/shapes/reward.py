@@ -12,21 +12,16 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lotts.shapes.scenes import COLOURS, MAX_OBJECTS, SHAPES, SIZES, Scene
+from lotts.shapes.reward_queries import GRID, QUERY_FEATURES, Queries
+from lotts.shapes.scenes import COLOURS, SHAPES, SIZES
 
 VERSION = 1
 FOLDER = Path(__file__).parent / "weights" / "reward"
 SCENE_WEIGHT = 0.3
-GRID = 16  # tokens a side: each covers 8 x 8 pixels
-_KINDS = ("rows", "relation", "free")
-_SIDES = ("left", "right", "above", "below")
-_WAVES = (1, 2, 4, 8)
-QUERY_FEATURES = len(COLOURS) + len(SHAPES) + len(SIZES) + len(_KINDS) + 2 * len(_SIDES) + 4 * len(_WAVES) + 4
 
 
 @dataclass(frozen=True)
@@ -42,72 +37,6 @@ class RewardConfig:
             raise ValueError(
                 f"expected three widths divisible by 8, the last by heads, and two layers or more, got {self}"
             )
-
-
-@dataclass
-class Queries:
-    """What captions state, padded to ``MAX_OBJECTS`` items.
-
-    ``features`` [B, 16, QUERY_FEATURES]; ``real`` bool [B, 16], False on padding; ``near`` [B, 16, GRID * GRID], minus
-    the squared distance from each token to the stated centre in units of the pitch, 0 where no centre is stated;
-    ``stated`` [B, 16, 3], the indices of colour, shape and size.
-    """
-
-    features: torch.Tensor
-    real: torch.Tensor
-    near: torch.Tensor
-    stated: torch.Tensor
-
-    @staticmethod
-    def of(scenes: list[Scene], device: torch.device | str = "cpu") -> Queries:
-        features = np.zeros((len(scenes), MAX_OBJECTS, QUERY_FEATURES), np.float32)
-        near = np.zeros((len(scenes), MAX_OBJECTS, GRID * GRID), np.float32)
-        real = np.zeros((len(scenes), MAX_OBJECTS), bool)
-        stated = np.zeros((len(scenes), MAX_OBJECTS, 3), np.int64)
-        for row, scene in enumerate(scenes):
-            n = len(scene.items)
-            real[row, :n] = True
-            features[row, :n] = _features(scene)
-            stated[row, :n] = attributes(scene)
-            for item, centre in enumerate(scene.stated_centres()):
-                if centre is not None:
-                    near[row, item] = _nearness(centre, scene.pitch)
-        return Queries(*(torch.from_numpy(part).to(device) for part in (features, real, near, stated)))
-
-
-def attributes(scene: Scene) -> np.ndarray:
-    """int64 [n, 3]: the indices of each item's colour, shape and size."""
-    colours = list(COLOURS)
-    return np.array([(colours.index(i.colour), SHAPES.index(i.shape), SIZES.index(i.size)) for i in scene.items])
-
-
-def _features(scene: Scene) -> np.ndarray:
-    n = len(scene.items)
-    out = np.zeros((n, QUERY_FEATURES), np.float32)
-    rows, start = np.arange(n), 0
-    for column, count in enumerate((len(COLOURS), len(SHAPES), len(SIZES))):
-        out[rows, start + attributes(scene)[:, column]] = 1
-        start += count
-    out[:, start + _KINDS.index(scene.kind)] = 1
-    start += len(_KINDS)
-    for index, relation in enumerate(scene.relations):
-        out[0, start + _SIDES.index(relation)] = 1
-        out[index + 1, start + len(_SIDES) + _SIDES.index(relation)] = 1
-    start += 2 * len(_SIDES)
-    for item, centre in enumerate(scene.stated_centres()):
-        if centre is not None:
-            angles = np.pi * np.outer(centre, _WAVES).ravel()
-            out[item, start:-4] = np.concatenate([np.sin(angles), np.cos(angles)])
-            out[item, -4] = 1
-    out[:, -3] = [8 * scene.radius(item.size) for item in scene.items]
-    out[:, -2:] = 2 * scene.pitch, n / MAX_OBJECTS
-    return out
-
-
-def _nearness(centre: tuple[float, float], pitch: float) -> np.ndarray:
-    line = (np.arange(GRID) + 0.5) / GRID
-    x, y = (line - centre[0]) / pitch, (line - centre[1]) / pitch
-    return -(x[None, :] ** 2 + y[:, None] ** 2).reshape(-1).astype(np.float32)
 
 
 @dataclass
@@ -138,9 +67,10 @@ class RewardModel(nn.Module):
         self.encoder = _Encoder(self.config.widths)
         self.position = nn.Parameter(0.02 * torch.randn(GRID * GRID, width))
         self.query = nn.Linear(QUERY_FEATURES, width)
+        self.located = nn.Linear(4, width)
         self.scene_query = nn.Parameter(0.02 * torch.randn(width))
         self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(self.config.layers))
-        self.claim = _Attention(width, heads)
+        self.claim, self.claimed = _Attention(width, heads), nn.Linear(2, width)
         counts = (len(COLOURS), len(SHAPES), len(SIZES))
         self.seen = nn.ModuleList(nn.Linear(width, count + 1) for count in counts)
         self.cells = nn.ModuleList(nn.Linear(width, count) for count in (counts[0] + 1, counts[1] + 1, 1))
@@ -152,14 +82,17 @@ class RewardModel(nn.Module):
         tokens = self.encoder(pictures).flatten(2).transpose(1, 2)
         cells = [head(tokens) for head in self.cells]
         tokens = tokens + self.position
-        batch = len(pictures)
-        x = torch.cat([self.query(queries.features), self.scene_query.expand(batch, 1, -1)], 1)
-        near = F.pad(queries.near, (0, 0, 0, 1))
-        real = F.pad(queries.real, (0, 1), value=True)
+        near = torch.where(queries.placed[..., None], queries.near, _likeness(cells, queries.stated))
+        x = self.query(queries.features) + self.located(_centres(near))
+        x = torch.cat([x, self.scene_query.expand(len(x), 1, -1)], 1)
+        painted = 1 - cells[0].detach().float().softmax(-1)[..., -1]
+        claimed = near.masked_fill(~queries.real[..., None], -torch.inf).amax(1).clamp(min=-3)
+        near, real = F.pad(near, (0, 0, 0, 1)), F.pad(queries.real, (0, 1), value=True)
         answers = []
         for index, layer in enumerate(self.layers):
             if index == len(self.layers) - 1:
                 # Tokens learn which query accounts for them, so that paint that none accounts for shows.
+                tokens = tokens + self.claimed(torch.stack([painted, claimed], -1))
                 tokens = tokens + self.claim(tokens, x, near.transpose(1, 2), real)
             x = layer(x, tokens, near, real)
             answers.append(self._answer(self.norm(x), queries.stated, cells))
@@ -173,6 +106,27 @@ class RewardModel(nn.Module):
         ]
         logits = self.object_head(torch.cat([objects, *(a.to(objects.dtype) for a in agreement)], -1))
         return Answers(logits[..., 0].float(), self.scene_head(scene)[..., 0].float(), seen, cells)
+
+
+def _likeness(cells: list[torch.Tensor], stated: torch.Tensor) -> torch.Tensor:
+    """[B, 16, GRID * GRID] in [-3, 0]: how far from an item's colour and shape each token is, by the model's own reading.
+
+    It stands in for nearness where the caption states no place. Nothing is learned through it: cells are to report what
+    they show, not what would be convenient.
+    """
+    total = torch.zeros((), device=stated.device)
+    for column, logits in enumerate(cells[:2]):
+        chances = logits.detach().float().log_softmax(-1).clamp(min=-6).transpose(1, 2)
+        total = total + chances.gather(1, stated[..., column, None].expand(-1, -1, chances.shape[-1]))
+    return total / 4
+
+
+def _centres(near: torch.Tensor) -> torch.Tensor:
+    """[B, 16, 4]: where each query's tokens lie on average, x and y in [-1, 1], and the same seen from the first item."""
+    line = (torch.arange(GRID, device=near.device) + 0.5) * 2 / GRID - 1
+    spots = torch.stack([line.repeat(GRID), line.repeat_interleave(GRID)], -1)
+    centres = (8 * near).softmax(-1) @ spots
+    return torch.cat([centres, centres - centres[:, :1]], -1)
 
 
 def score(answers: Answers, real: torch.Tensor) -> torch.Tensor:

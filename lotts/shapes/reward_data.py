@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from lotts.shapes.checker import check
-from lotts.shapes.draw import SIDE, Placed, draw, holds, place
-from lotts.shapes.reward import GRID, attributes
+from lotts.shapes.draw import SIDE, Drawing, Placed, draw, holds, place
+from lotts.shapes.reward_queries import GRID, attributes
 from lotts.shapes.scenes import COLOURS, MAX_FREE, SHAPES, SIZES, Item, Scene, parse, sample_scene
 
 RELATION_CLEAR, RELATION_FAILS = 0.13, 0.07  # shares of the side; what lies between is nobody's fault
@@ -97,7 +97,7 @@ def _make(scene: Scene, rng: np.random.Generator, damaged: bool, fault: str) -> 
     )
     drawing = draw(layout, rng, damaged=damaged)
     image = drawing.image
-    stray = _stray(image, drawing.objects.any(0), rng) if fault == "stray" else np.zeros((SIDE, SIDE), bool)
+    stray = _stray(image, drawing.objects.any(0), rng) if fault == "stray" else None
     hurt = drawing.damage.any((1, 2))
     # Damage to one object may reach over another, which is then neither whole nor a victim.
     touched = (drawing.objects & drawing.damage.any(0)).any((1, 2)) & ~hurt
@@ -109,10 +109,8 @@ def _make(scene: Scene, rng: np.random.Generator, damaged: bool, fault: str) -> 
         placed[item] = drawing.placed[at]
     seen[drawn] = attributes(scene)[drawn]
     right = _both(right, _relations(scene, placed))
-    tidy = int(extra is None and not stray.any())
-    return Picture(
-        image, scene, right, tidy, seen, placed, _cells(layout, drawing.objects, drawing.damage.any(0) | stray)
-    )
+    tidy = int(extra is None and stray is None)
+    return Picture(image, scene, right, tidy, seen, placed, _cells(layout, drawing, stray))
 
 
 def _both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -133,12 +131,16 @@ def _relations(scene: Scene, placed: Sequence[Placed | None]) -> np.ndarray:
     return out
 
 
-def _cells(scene: Scene, objects: np.ndarray, damage: np.ndarray) -> np.ndarray:
+def _cells(scene: Scene, drawing: Drawing, stray: tuple[np.ndarray, int] | None) -> np.ndarray:
     size = SIDE // GRID
+    objects, damage = drawing.objects, drawing.damage.any(0)
+    kinds = [*attributes(scene).tolist()]
+    if stray is not None:
+        objects, damage = np.concatenate([objects, stray[0][None]]), damage | stray[0]
+        kinds.append([stray[1], IGNORE, 0])
     cover = objects.reshape(-1, GRID, size, GRID, size).mean((2, 4)).reshape(len(objects), -1)
     owner = np.where(cover.max(0) > 0.25, cover.argmax(0), len(objects))
-    ground = [[len(COLOURS), len(SHAPES), 0]]
-    colour, shape, _ = np.concatenate([attributes(scene), ground])[owner].T
+    colour, shape, _ = np.array([*kinds, [len(COLOURS), len(SHAPES), 0]])[owner].T
     hurt = damage.reshape(GRID, size, GRID, size).sum((1, 3)).reshape(-1) > 2
     return np.stack([colour, shape, hurt])
 
@@ -170,10 +172,11 @@ def _elsewhere(scene: Scene, spots: list[Placed], victim: int, rng: np.random.Ge
     return None
 
 
-def _stray(image: np.ndarray, objects: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Paint a blob or a stroke on the ground of ``image``, in place. Returns its pixels, none where there was no room."""
+def _stray(image: np.ndarray, objects: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int] | None:
+    """Paint a blob or a stroke on the ground of ``image``, in place. Returns its pixels and the index of its colour."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
-    colour = np.array(COLOURS[str(rng.choice(_COLOURS))])
+    index = int(rng.integers(len(COLOURS)))
+    colour = np.array(COLOURS[_COLOURS[index]])
     for _ in range(20):
         cx, cy = rng.uniform(4, SIDE - 4, 2)
         radius, stretch, angle = rng.uniform(3, 8), rng.uniform(1, 3), rng.uniform(0, np.pi)
@@ -183,8 +186,8 @@ def _stray(image: np.ndarray, objects: np.ndarray, rng: np.random.Generator) -> 
         if not (objects & (distance < 4)).any():
             cover = np.clip(0.5 - distance, 0, 1)[..., None] * rng.uniform(0.6, 1)
             image[:] = np.rint(image * (1 - cover) + colour * cover)
-            return distance < 0
-    return np.zeros((SIDE, SIDE), bool)
+            return distance < 0, index
+    return None
 
 
 def judged(image: np.ndarray, text: str) -> Picture:
@@ -286,5 +289,5 @@ def _soften(image: np.ndarray, sigma: float) -> np.ndarray:
     weights = np.exp(-0.5 * (np.arange(-2, 3) / sigma) ** 2).astype(np.float32)
     weights /= weights.sum()
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
-    rows = sum(w * padded[i : i + SIDE] for i, w in enumerate(weights))
-    return sum(w * rows[:, i : i + SIDE] for i, w in enumerate(weights))
+    rows = np.sum([w * padded[i : i + SIDE] for i, w in enumerate(weights)], axis=0)
+    return np.sum([w * rows[:, i : i + SIDE] for i, w in enumerate(weights)], axis=0)

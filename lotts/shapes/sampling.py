@@ -26,7 +26,13 @@ def held_out_scenes(count: int, seed: int) -> list[tuple[Scene, str]]:
 
 
 def sample_images(
-    pipe: Any, captions: Sequence[str], seeds: Sequence[int], *, steps: int = 20, guidance_scale: float = 3.0, batch_size: int = 16
+    pipe: Any,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 20,
+    guidance_scale: float = 3.0,
+    batch_size: int = 16,
 ) -> Iterator[np.ndarray]:
     """Yield one uint8 [H, W, 3] picture a caption, in order."""
     for start in range(0, len(captions), batch_size):
@@ -41,7 +47,9 @@ def sample_images(
         yield from np.rint(images * 255).astype(np.uint8)
 
 
-def on_all_cores(work: Callable[[list[T]], list[R]], items: Sequence[T], *, chunk: int = 16, processes: int | None = None) -> list[R]:
+def on_all_cores(
+    work: Callable[[list[T]], list[R]], items: Sequence[T], *, chunk: int = 16, processes: int | None = None
+) -> list[R]:
     """``work`` on chunks of items, one single-threaded process a core; results in the order of the items."""
     chunks = [list(items[i : i + chunk]) for i in range(0, len(items), chunk)]
     processes = min(processes or os.cpu_count() or 1, len(chunks))

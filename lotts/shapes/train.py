@@ -21,12 +21,13 @@ from lotts.shapes import build
 from lotts.shapes.draw import draw
 from lotts.shapes.loop import Recipe, Worker, averaged, fit, launch
 from lotts.shapes.sampling import on_all_cores, sample_images
-from lotts.shapes.scenes import QUALITY_PREFIX, Scene, caption, sample_scene
+from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, QUALITY_PREFIX, Scene, caption, sample_scene
 from lotts.shapes.train_reward import export_reward, train_reward
 
 WEIGHTS = Path(__file__).parent / "weights"
 VAE_IMAGES, DECODER_IMAGES, SD_IMAGES, VERIFIER_IMAGES = 32_000, 16_000, 400_000, 80_000
 LOW_QUALITY, HIGH_QUALITY, EMPTY = 0.15, 0.2, 0.1  # shares of captions; the rest is plain
+SMALL_SCENE = 5
 PLAIN_DAMAGED = 0.08  # plain captions describe the world as it is: some of its pictures are flawed
 
 
@@ -200,7 +201,8 @@ class DenoiserLoss(nn.Module):
 
 
 def _captioned(rng: np.random.Generator) -> tuple[str, Scene, bool]:
-    scene = sample_scene(rng)
+    # Half of the pictures are small scenes: their large shapes are few among all objects drawn and take as long to learn.
+    scene = sample_scene(rng, int(rng.integers(MIN_OBJECTS, (SMALL_SCENE if rng.random() < 0.5 else MAX_OBJECTS) + 1)))
     text, chance = caption(scene, rng), rng.random()
     if chance < LOW_QUALITY:
         return QUALITY_PREFIX["low"].format(text), scene, True

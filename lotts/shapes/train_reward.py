@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import nn
 
 from lotts.shapes import reward
 from lotts.shapes.loop import Recipe, Worker, averaged, fit
-from lotts.shapes.reward import Answers, Queries, RewardModel, to_input
+from lotts.shapes.reward import Answers, RewardModel, to_input
 from lotts.shapes.reward_data import IGNORE, Picture, misquote, sample_picture, samples, wear
+from lotts.shapes.reward_queries import Queries
 from lotts.shapes.scenes import MAX_OBJECTS
 
 VAE = Path(__file__).parent / "weights" / "sd" / "vae"
-MISQUOTED, DECODED, GENERATED = (
-    0.45,
-    0.35,
-    0.35,
-)  # shares of captions, of drawings, and of pictures where samples are given
-_SEEN, _CELLS, _EARLY = 0.3, 0.5, 0.3  # weights in the loss: what objects and cells show, the answers of early layers
+# Shares of captions, of drawings, and of all pictures where samples are given.
+MISQUOTED, DECODED, GENERATED = 0.45, 0.25, 0.35
+# Weights in the loss: what objects and cells show, and the answers of early layers.
+_SEEN, _CELLS, _EARLY = 0.3, 0.5, 0.3
 
 
 @dataclass
@@ -168,8 +168,8 @@ def evaluate_reward(
     Half of the drawings are misquoted; with ``vae`` each first goes through the autoencoder. Returns: ``auc`` over all
     objects, ``auc_whole`` and ``auc_misquoted`` (captions as drawn, so that faults are in the drawing, and changed);
     ``auc_rows``, ``auc_relation``, ``auc_free``; ``auc_scene`` of the scene's logit; ``spearman`` of the score with the
-    share of objects right (pictures with stray paint count half an object less); ``spearman_count``, the same of the
-    mean probability instead of the mean log-probability. Figures that lack one of the classes are left out.
+    share of objects right (pictures with stray paint count half an object less). Figures that lack one of the classes
+    are left out.
     """
     rng = np.random.default_rng([seed, 77])
     if generated is not None:
@@ -198,13 +198,15 @@ def evaluate_reward(
         "auc_misquoted": [q is not p for q, p in zip(quoted, made, strict=True)],
         **{f"auc_{kind}": [p.scene.kind == kind for p in quoted] for kind in ("rows", "relation", "free")},
     }
-    figures = {}
+    figures: dict[str, float] = {}
     for name, group in groups.items():
         chosen = np.repeat(group, [len(p.right) for p in quoted]) & (right != IGNORE)
         figures[name] = auc(flat[chosen], right[chosen] == 1)
     figures["auc_scene"] = auc(scene_logit, np.array([p.tidy for p in quoted]) == 1)
-    truth = np.array([p.right[p.right != IGNORE].mean() - (p.tidy == 0) * 0.5 / len(p.right) for p in quoted])
-    figures["spearman"] = spearman(total, truth)
+    known = [bool((p.right != IGNORE).any()) for p in quoted]
+    judged = [p for p, k in zip(quoted, known, strict=True) if k]
+    truth = np.array([p.right[p.right != IGNORE].mean() - (p.tidy == 0) * 0.5 / len(p.right) for p in judged])
+    figures["spearman"] = spearman(total[known], truth)
     return {name: figure for name, figure in figures.items() if np.isfinite(figure)}
 
 
@@ -216,12 +218,11 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks(scores)[positive].sum() - count * (count + 1) / 2) / (count * others))
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Rank correlation of two equally long arrays, ties at their mean rank; NaN where one is constant."""
-    a, b = ranks(np.asarray(a)), ranks(np.asarray(b))
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale else float("nan")
+    first, other = (r - r.mean() for r in (ranks(np.asarray(a)), ranks(np.asarray(b))))
+    scale = np.sqrt((first**2).sum() * (other**2).sum())
+    return float((first * other).sum() / scale) if scale else float("nan")
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lotts.shapes import reward
 from lotts.shapes.draw import SIDE
-from lotts.shapes.reward import Queries
+from lotts.shapes.reward_queries import Queries
 from lotts.shapes.scenes import parse
 
 

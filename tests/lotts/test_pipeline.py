@@ -23,7 +23,9 @@ def seeded(seed=4):
 @pytest.fixture
 def run(tiny_pipe):
     def call(verifier=brightness, source="attention", **settings):
-        return lotts.LoTTS(tiny_pipe, verifier, source=source)(PROMPT, **{"generator": seeded(), **SETTINGS, **settings})
+        return lotts.LoTTS(tiny_pipe, verifier, source=source)(
+            PROMPT, **{"generator": seeded(), **SETTINGS, **settings}
+        )
 
     return call
 

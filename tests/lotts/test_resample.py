@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotts.backbones import backbone_for
-from lotts.resample import BACKGROUNDS, ResampleConfig, Trajectory, derive_seed, denoise, grow, refine, renoise
+from lotts.resample import BACKGROUNDS, ResampleConfig, Trajectory, denoise, derive_seed, grow, refine, renoise
 
 STEPS, SIZE = 6, (16, 16)
 
@@ -41,7 +41,11 @@ def half_mask(rows=1):
 
 def test_candidates_are_the_stock_pipelines_pictures(any_pipe):
     stock = any_pipe(
-        "a red cat", num_inference_steps=STEPS, guidance_scale=3.0, generator=torch.Generator().manual_seed(3), output_type="latent"
+        "a red cat",
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
     ).images
     _, (ours,) = candidates(backbone_for(any_pipe))
     assert torch.equal(ours.result[None], stock)
@@ -136,7 +140,9 @@ def test_replay_needs_a_recorded_run(tiny_pipe):
 
 def test_the_callback_may_replace_latents(tiny_pipe):
     backbone = backbone_for(tiny_pipe)
-    _, (out,) = candidates(backbone, on_step=lambda step, latents: torch.zeros_like(latents) if step == STEPS - 1 else None)
+    _, (out,) = candidates(
+        backbone, on_step=lambda step, latents: torch.zeros_like(latents) if step == STEPS - 1 else None
+    )
     assert out.result.eq(0).all()
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 from lotts.capture import AttentionRecorder
-from lotts.capture.grids import match_rows, resize_maps, token_grids
+from lotts.capture.grids import resize_maps
 
 TOKENS, WIDTH = 7, 32
 
@@ -313,16 +313,3 @@ def test_misfits_are_named(tiny_unet):
         recorder.layer_maps("joint")
     with pytest.raises(RuntimeError, match="no self-attention maps"):
         recorder.self_maps()
-
-
-def test_grids_halve_rounding_up():
-    assert token_grids((17, 9)) == {153: (17, 9), 45: (9, 5), 15: (5, 3), 6: (3, 2), 2: (2, 1), 1: (1, 1)}
-    maps = noise(1, 2, 8, 8)
-    assert torch.equal(resize_maps(maps, (8, 8)), maps)
-    torch.testing.assert_close(resize_maps(maps, (4, 4)), F.avg_pool2d(maps, 2))
-    torch.testing.assert_close(resize_maps(torch.ones(1, 1, 3, 5), (6, 10)), torch.ones(1, 1, 6, 10))
-
-
-def test_rows_of_one_prompt_are_neighbours():
-    assert match_rows(torch.tensor([[1.0], [2.0]]), 4).flatten().tolist() == [1, 1, 2, 2]
-    assert match_rows(torch.tensor([[3.0]]), 2).flatten().tolist() == [3, 3]

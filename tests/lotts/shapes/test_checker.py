@@ -185,6 +185,13 @@ def test_a_hole_leaves_the_shape_but_not_the_object_right():
     assert not verdict.damage[1].any()
 
 
+def test_free_objects_that_touch_are_told_apart():
+    image = paint([("red", "triangle", 40, 50, 17), ("red", "heart", 68.5, 64, 11), ("blue", "ring", 90, 100, 17)])
+    verdict = check(image, parse("scattered: a red triangle, a small red heart, a blue ring, a pink star"))
+    assert wrong(verdict) == {3}
+    assert verdict.extras == 0
+
+
 def test_touching_neighbours_of_one_colour_are_told_apart():
     scene = parse("red square, red square, red square, red square; red star, red ring, red heart, red cross")
     places = [(x * SIDE, y * SIDE) for x, y in scene.stated_centres()]

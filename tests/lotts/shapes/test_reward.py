@@ -8,8 +8,9 @@ import torch
 
 from lotts.shapes.draw import draw
 from lotts.shapes.loop import Recipe, Worker, fit
-from lotts.shapes.reward import Queries, RewardConfig, RewardModel, load, save, score
+from lotts.shapes.reward import RewardConfig, RewardModel, load, save, score
 from lotts.shapes.reward_data import IGNORE, judged, misquote, sample_picture, samples, wear
+from lotts.shapes.reward_queries import Queries
 from lotts.shapes.scenes import MAX_OBJECTS, Item, Scene, caption, sample_scene
 from lotts.shapes.train_reward import (
     Batch,
@@ -137,7 +138,7 @@ def test_queries_state_the_caption_and_pad_the_rest():
     assert queries.stated[0, 1].tolist() == [4, 4, 0]
     # The first centre, a quarter of the way across and half way down, lies between four tokens.
     assert queries.near[0, 0].argmax() in (7 * 16 + 3, 7 * 16 + 4, 8 * 16 + 3, 8 * 16 + 4)
-    assert (queries.near[1] == 0).all()
+    assert queries.placed.sum(1).tolist() == [2, 0]
     assert (queries.features[:, 2:] == 0).all()
 
 

@@ -1,0 +1,112 @@
+"""Render the figures of the docs from measured results: ``python -m bench.plots`` (needs the ``bench`` extra)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+RESULTS, IMAGES = Path("bench/results"), Path("docs/images")
+INK, ACCENT, GREY = "#2b2d42", "#e4572e", "#b8bcc8"
+COLOURS = ["#e4572e", "#2e86ab", "#3a9d5d", "#8e6bbf", "#b8bcc8", "#f2a541"]
+plt.rcParams.update(
+    {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": INK,
+        "font.size": 10,
+        "figure.dpi": 130,
+        "savefig.bbox": "tight",
+    }
+)
+
+
+def loss_curves() -> None:
+    """Training loss against pictures seen, one panel a model, from the logs kept in bench/results/training."""
+    logs = sorted((RESULTS / "training").glob("*.jsonl"))
+    figure, axes = plt.subplots(1, len(logs), figsize=(4.2 * len(logs), 3), squeeze=False)
+    for axis, log in zip(axes[0], logs, strict=True):
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        axis.plot([r["images"] / 1000 for r in rows], [r["loss"] for r in rows], color=ACCENT)
+        minutes = rows[-1]["seconds"] / 60
+        axis.set(title=f"{log.stem} ({minutes:.0f} minutes)", xlabel="thousand pictures", ylabel="loss", yscale="log")
+    save(figure, "training.png")
+
+
+def single_samples() -> None:
+    report = json.loads((RESULTS / "single_samples.json").read_text())
+    rows = report["by_objects"]
+    numbers = [int(n) for n in rows]
+    figure, axis = plt.subplots(figsize=(6, 3))
+    for key, colour in (("objects_right", ACCENT), ("scenes_right", "#2e86ab")):
+        axis.plot(numbers, [rows[str(n)][key] for n in numbers], marker="o", color=colour, label=key.replace("_", " "))
+    axis.set(
+        xlabel="objects in the scene",
+        ylabel="share right",
+        ylim=(0, 1.02),
+        title="single samples of shapes-sd, held-out prompts",
+    )
+    axis.legend(frameon=False)
+    save(figure, "single_samples.png")
+
+
+def localization() -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    for axis, name in zip(axes, ("localization", "localization_drawings"), strict=True):
+        report = json.loads((RESULTS / f"{name}.json").read_text())
+        chosen = {label: report["auc"][key] for label, key in report["shown"].items()}
+        places = range(len(chosen))
+        axis.barh(places, [r["object_cells"] for r in chosen.values()], 0.38, color=ACCENT, label="object cells only")
+        axis.barh(
+            [p + 0.4 for p in places], [r["all_cells"] for r in chosen.values()], 0.38, color=GREY, label="all cells"
+        )
+        axis.axvline(0.5, color=INK, lw=0.8, ls=":")
+        axis.set(
+            yticks=[p + 0.2 for p in places],
+            yticklabels=list(chosen),
+            xlim=(0.3, 1),
+            xlabel="ROC-AUC against true defects",
+        )
+        axis.set_title(f"{report['pictures']} ({report['with_defects']} with defects)")
+        axis.invert_yaxis()
+    axes[0].legend(frameon=False, loc="lower right")
+    save(figure, "localization.png")
+
+
+def refinement() -> None:
+    report = json.loads((RESULTS / "refinement.json").read_text())["by_objects"]["all"]
+    arms = report["arms"]
+    masks = list(dict.fromkeys(arm.split(" @ ")[0] for arm in arms))
+    steps = sorted({int(arm.split(" @ ")[1]) for arm in arms})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6))
+    columns = ("objects change", "objects change, verifier keeps the better")
+    for axis, column in zip(axes, columns, strict=True):
+        for index, (mask, colour) in enumerate(zip(masks, COLOURS, strict=True)):
+            values = [arms[f"{mask} @ {step}"][column] for step in steps]
+            x = [i + (index - 2.5) * 0.13 for i in range(len(steps))]
+            axis.bar(x, [v[0] for v in values], 0.12, yerr=[v[1] for v in values], color=colour, ecolor=INK, label=mask)
+        axis.axhline(0, color=INK, lw=0.8)
+        axis.set(
+            xticks=range(len(steps)),
+            xticklabels=[f"t0 = {s} of 20" for s in steps],
+            title=column,
+            ylabel="share of objects right",
+        )
+    axes[0].legend(frameon=False, fontsize=8)
+    save(figure, "refinement.png")
+
+
+def save(figure, name: str) -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(IMAGES / name)
+    print(IMAGES / name)
+
+
+if __name__ == "__main__":
+    for draw in (loss_curves, single_samples, localization, refinement):
+        draw()

@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from fake_run import fake_output
+from PIL import Image
+
+import lotts
+from lotts import cli, models, verifiers
+
+
+@pytest.fixture
+def ready(tiny_pipe, monkeypatch):
+    """The command line over the tiny pipeline and a verifier called "bright"."""
+    monkeypatch.setattr(models, "load_pipeline", lambda name, device=None, dtype=None: tiny_pipe)
+    monkeypatch.setitem(verifiers.REGISTRY, "bright", lambda: lambda images, prompts: [float(i.mean()) for i in images])
+    return ["--verifier", "bright", "--steps", "4", "--global-steps", "1"]
+
+
+def test_a_run_is_generated_and_replayed(ready, tmp_path, capsys):
+    out = tmp_path / "out"
+    size = ["--candidates", "1", "--refinements", "1", "--seed", "5"]
+    assert cli.main(["generate", "a red cat", *ready, *size, "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "candidate, seed 5" in printed.out
+    assert "<- best" in printed.out
+    assert str(out) in printed.out
+    assert printed.err == ""
+    manifest = json.loads((out / "manifest.json").read_text())
+    told = {name: manifest[name] for name in ("model", "verifier", "dtype", "device", "seeds")}
+    assert told == {"model": "shapes-sd", "verifier": "bright", "dtype": "fp32", "device": "cpu", "seeds": [5]}
+
+    assert cli.main(["replay", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert "all 2 pictures are the recorded ones" in capsys.readouterr().out
+    assert (tmp_path / "again" / "best.png").read_bytes() == (out / "best.png").read_bytes()
+
+    manifest["samples"][1]["sha256"] = "0" * 64
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(["replay", str(out)]) == 1
+    assert "1 of 2 pictures differ" in capsys.readouterr().out
+
+
+def test_a_picture_is_repaired(ready, tmp_path, capsys):
+    Image.effect_noise((32, 32), 80).convert("RGB").save(tmp_path / "picture.png")
+    Image.new("L", (32, 32), 255).save(tmp_path / "mask.png")
+    arguments = [str(tmp_path / "picture.png"), "a red cat", "--mask", str(tmp_path / "mask.png"), "--refinements", "1"]
+    assert cli.main(["repair", *arguments, *ready, "--out", str(tmp_path / "out")]) == 0
+    assert "original" in capsys.readouterr().out
+    assert (tmp_path / "out" / "samples" / "00-original.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "  "], "expected a prompt"),
+        (["generate", "a cat", "--mask-ratio", "2"], "mask_ratio"),
+        (["generate", "a cat", "--noise-step", "9"], "noise_step"),
+        (["generate", "a cat", "--background", "none"], "background"),
+        (["generate", "a cat", "--source", "guess"], "map source"),
+        (["generate", "a cat", "--verifier", "nobody"], "verifier"),
+        (["repair", "absent.png", "a cat"], "absent.png"),
+        (["repair", "absent.png", "a cat", "--background", "replay"], "absent.png|background"),
+        (["replay", "absent"], "manifest"),
+    ],
+)
+def test_a_users_error_is_one_line_and_status_2(ready, arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    defaults = [] if arguments[0] == "replay" else ready
+    assert cli.main([*arguments[:1], *defaults, *arguments[1:]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lotts: error: ")
+    assert "Traceback" not in error
+    assert any(part in error for part in message.split("|"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_model_needs_a_verifier(capsys):
+    assert cli.main(["generate", "a cat", "--model", "owner/name"]) == 2
+    error = capsys.readouterr().err
+    assert "expected --verifier for owner/name" in error
+    assert all(name in error for name in verifiers.available())
+
+
+def test_the_models_own_defaults_are_used(monkeypatch, tmp_path):
+    asked = {}
+
+    class Fake:
+        def __init__(self, pipe, verifier, source):
+            asked.update(verifier=verifier, source=source)
+
+        def __call__(self, prompt, **settings):
+            asked.update(settings)
+            return fake_output(1, 0)
+
+    class Pipe:
+        dtype, device = None, "cpu"
+
+    monkeypatch.setattr(models, "load_pipeline", lambda name, device=None, dtype=None: Pipe())
+    monkeypatch.setattr("lotts.pipeline.LoTTS", Fake)
+    assert cli.main(["generate", "a cat", "--out", str(tmp_path / "out")]) == 0
+    assert (asked["verifier"], asked["source"]) == ("shapes", "attention")
+    assert (asked["num_inference_steps"], asked["guidance_scale"]) == (20, 3.0)
+    assert (asked["num_candidates"], asked["num_refinements"], asked["background"]) == (3, 2, "replay")
+    assert asked["generator"].initial_seed() == 0
+    assert asked["pixel_paste"] is False
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["generate"], ["generate", "a cat", "--steps", "many"]])
+def test_a_wrong_command_line_shows_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == 2
+    assert "usage: lotts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "repair", "replay", "doctor"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "(default: )" not in text
+    assert command == "doctor" or "examples:" in text
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"lotts {lotts.__version__}\n"
+
+
+def test_the_doctor_prints_a_table_or_json(capsys):
+    assert cli.main(["doctor"]) == 0
+    assert "shapes-sd" in capsys.readouterr().out
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lotts"] == lotts.__version__
+
+
+def test_the_command_line_starts_without_heavy_imports():
+    code = "import sys, lotts.cli; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupt)
+    assert cli.main(["doctor"]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from lotts import models
+from lotts.models import default_settings, load_pipeline
+
+
+@pytest.fixture
+def saved(tiny_pipe, tmp_path):
+    tiny_pipe.save_pretrained(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def test_a_folder_is_loaded_with_its_scheduler(saved):
+    pipe = load_pipeline(str(saved), device="cpu")
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler"
+    assert pipe.unet.dtype == torch.float32
+    assert pipe._progress_bar_config == {"disable": True}
+
+
+def test_a_scheduler_that_cannot_restart_is_replaced_with_a_warning(tiny_pipe, tmp_path):
+    from diffusers import DPMSolverMultistepScheduler
+
+    tiny_pipe.scheduler = DPMSolverMultistepScheduler(beta_end=0.0123)
+    tiny_pipe.save_pretrained(tmp_path / "pipe")
+    with pytest.warns(UserWarning, match="DPMSolverMultistepScheduler cannot restart"):
+        pipe = load_pipeline(str(tmp_path / "pipe"), device="cpu", dtype="bf16")
+    assert type(pipe.scheduler).__name__ == "DDIMScheduler"
+    assert pipe.scheduler.config.beta_end == 0.0123
+    assert pipe.unet.dtype == torch.bfloat16
+
+
+def test_an_embedded_pipeline_loads_half_precision_files_as_fp32_without_noise(tiny_pipe, tmp_path, monkeypatch, capfd):
+    tiny_pipe.to(dtype=torch.float16).save_pretrained(tmp_path / "sd")
+    monkeypatch.setitem(models.EMBEDDED, "shapes-sd", (tmp_path / "sd", "sd"))
+    capfd.readouterr()
+    pipe = load_pipeline("shapes-sd", device="cpu")
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+    assert "it/s" not in capfd.readouterr().err
+
+
+def test_absent_weights_say_how_to_train_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.EMBEDDED, "shapes-sd", (tmp_path / "sd", "sd"))
+    with pytest.raises(FileNotFoundError, match=r"python -m lotts\.shapes\.train sd"):
+        load_pipeline("shapes-sd")
+
+
+@pytest.mark.parametrize("name", ["shapes-ds", "no/such/folder", "", "../x"])
+def test_a_name_that_is_nothing_is_refused_before_any_download(name):
+    with pytest.raises(ValueError, match="shapes-sd, a folder or a hub id"):
+        load_pipeline(name)
+
+
+def test_a_folder_without_a_pipeline_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "fp8"}, "fp32, fp16, bf16"),
+        ({"device": "toaster"}, "expected a torch device"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_pipeline("shapes-sd", **arguments)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device"):
+        load_pipeline("shapes-sd", device="cuda:0")
+
+
+def test_pickles_are_not_read(saved):
+    weights = next((saved / "unet").glob("*.safetensors"))
+    weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
+    with pytest.raises(OSError, match="safetensors"):
+        load_pipeline(str(saved), device="cpu")
+
+
+def test_embedded_models_have_a_verifier_and_others_do_not():
+    assert default_settings("shapes-sd") == {"num_inference_steps": 20, "guidance_scale": 3.0, "verifier": "shapes"}
+    assert default_settings("owner/name") == {"num_inference_steps": 50, "guidance_scale": 7.5, "verifier": None}
