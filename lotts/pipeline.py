@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,7 +109,11 @@ class LoTTS:
                     watch=watch.step,
                     on_step=request.on_step("candidate"),
                 )
-                maps.append(watch.maps(lambda step, batch=batch: torch.stack([c.latents[step] for c in batch])))
+                maps.append(watch.maps(functools.partial(_latents_at, batch)))
             request.cost.denoised(len(seeds), request.steps, request.guided, watch.rows)
             done += batch
         return done, {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
+
+
+def _latents_at(batch: list[Trajectory], step: int) -> torch.Tensor:
+    return torch.stack([entry for entry in (c.latents[step] for c in batch) if entry is not None])

@@ -101,7 +101,7 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
     ``across`` all samples, and the mean ``within`` a prompt (what choosing among candidates rests on); the share of
     prompts whose best-by-verifier sample is right, beside a single sample and the best that the checker could pick.
     """
-    from lotts.shapes.reward import spearman
+    from lotts.shapes.train_reward import spearman
     from lotts.verifiers import load
 
     scenes: list[tuple[Scene, str]] = held_out_scenes(prompts, seed)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, caption, sample_scene
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def held_out_scenes(count: int, seed: int) -> list[tuple[Scene, str]]:

@@ -1,5 +1,7 @@
 """Facts about localised resampling on a tiny pipeline of the true classes."""
 
+import itertools
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
@@ -163,7 +165,7 @@ def test_a_soft_ring_joins_cell_by_cell(tiny_pipe):
     (out,) = refined(backbone, text, [base], mask, ResampleConfig(noise_step=0, global_steps=0, soft_ring=2))
     changed = [(out.latents[i] != base.latents[i]).any(0) for i in range(STEPS + 1)]
     assert torch.equal(changed[0], mask[0])
-    for earlier, later in zip(changed, changed[1:], strict=False):
+    for earlier, later in itertools.pairwise(changed):
         assert (later | ~earlier).all()
     assert torch.equal(changed[-1], grow(mask, 2)[0])
 
