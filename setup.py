@@ -24,8 +24,11 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["lotts", "lotts.*"])
-    + ["lotts.kernels", *(f"lotts.kernels.{name}" for name in find_packages("kernels"))],
+    packages=[
+        *find_packages(include=["lotts", "lotts.*"]),
+        "lotts.kernels",
+        *(f"lotts.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"lotts": "lotts", "lotts.kernels": "kernels"},
     package_data={"lotts.shapes": ["weights/**/*"]},
     include_package_data=False,

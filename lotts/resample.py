@@ -107,11 +107,11 @@ def denoise(
     for generator in generators or ():
         torch.randn((1, *latents.shape[1:]), generator=generator, dtype=latents.dtype)
     steps = [latents]
-    for step, latents in _sample(
+    for step, after in _sample(
         backbone, text.repeat(len(seeds)), latents, 0, num_inference_steps, guidance_scale, generators, watch
     ):
-        replaced = on_step(step, latents) if on_step else None
-        steps.append(latents if replaced is None else latents.copy_(replaced))
+        replaced = on_step(step, after) if on_step else None
+        steps.append(after if replaced is None else after.copy_(replaced))
     return [Trajectory(seed, [entry[i].clone() for entry in steps]) for i, seed in enumerate(seeds)]
 
 
@@ -146,14 +146,14 @@ def refine(
         torch.Generator().manual_seed(derive_seed(c.seed, "step", k)) for c, k in zip(candidates, indices, strict=True)
     ]
     steps: list[torch.Tensor | None] = [None] * t0 + [latents]
-    for step, latents in _sample(
+    for step, after in _sample(
         backbone, text.repeat(len(candidates)), latents, t0, n, guidance_scale, generators, None
     ):
         if step < n - config.global_steps:
             inside = change >= 1 - (step + 1 - t0) / (n - t0)
-            latents.copy_(torch.where(inside[:, None], latents, behind(step + 1)))
-        replaced = on_step(step, latents) if on_step else None
-        steps.append(latents if replaced is None else latents.copy_(replaced))
+            after.copy_(torch.where(inside[:, None], after, behind(step + 1)))
+        replaced = on_step(step, after) if on_step else None
+        steps.append(after if replaced is None else after.copy_(replaced))
     empty = ~masks.flatten(1).any(1)
     out = []
     for row, candidate in enumerate(candidates):

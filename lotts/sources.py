@@ -169,7 +169,7 @@ class PredictionWatch:
         return {"P": total / len(self._steps)}
 
 
-SOURCES: dict[str, Callable[[], MapSource]] = {"attention": AttentionSource, "prediction": PredictionSource}
+SOURCES: dict[str, type] = {"attention": AttentionSource, "prediction": PredictionSource}
 
 
 def map_source(source: str | MapSource) -> MapSource:

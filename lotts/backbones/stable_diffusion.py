@@ -131,7 +131,7 @@ class StableDiffusion:
         t = self.scheduler.timesteps[step]
         guided = text.negative is not None
         rows = torch.cat([latents, latents]) if guided else latents
-        embeds = torch.cat([text.negative, text.positive]) if guided else text.positive
+        embeds = text.positive if text.negative is None else torch.cat([text.negative, text.positive])
         rows = self.scheduler.scale_model_input(rows, t)
         prediction = self.unet(rows, t, encoder_hidden_states=embeds, return_dict=False)[0]
         if not guided:

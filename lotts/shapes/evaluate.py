@@ -112,7 +112,7 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
         [verifier([image / np.float32(255)], [text])[0] for (text, _), (*_, image) in zip(jobs, results, strict=True)]
     )
     right = np.array([objects for objects, *_ in results])
-    whole = np.array([scene for _, scene, *_ in results]).reshape(prompts, seeds)
+    whole: np.ndarray = np.array([scene for _, scene, *_ in results]).reshape(prompts, seeds)
     by_prompt = scores.reshape(prompts, seeds)
     truth = right.reshape(prompts, seeds)
     ranked = [spearman(s, r) for s, r in zip(by_prompt, truth, strict=True) if np.ptp(r) > 0]
@@ -128,7 +128,7 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
             {
                 "single": whole[:, 0],
                 "best_by_verifier": whole[np.arange(prompts), chosen],
-                "best_possible": whole.any(1),
+                "best_possible": whole.max(1),
             },
         ),
         "objects_right": _by_size(

@@ -97,8 +97,8 @@ def _make(scene: Scene, rng: np.random.Generator, damaged: bool, fault: str) -> 
     )
     drawing = draw(layout, rng, damaged=damaged)
     image = drawing.image
-    stray = _stray(image, drawing.objects.any(0), rng) if fault == "stray" else None
-    hurt = drawing.damage.any((1, 2))
+    stray = _stray(image, np.asarray(drawing.objects.any(0)), rng) if fault == "stray" else None
+    hurt = np.asarray(drawing.damage.any((1, 2)))
     # Damage to one object may reach over another, which is then neither whole nor a victim.
     touched = (drawing.objects & drawing.damage.any(0)).any((1, 2)) & ~hurt
     right = np.zeros(n, np.int64)

@@ -112,7 +112,7 @@ def _sample(rng: np.random.Generator, n: int) -> Scene:
     if not MIN_OBJECTS <= n <= MAX_OBJECTS:
         raise ValueError(f"expected {MIN_OBJECTS} to {MAX_OBJECTS} objects, got {n}")
     colours, shapes = list(COLOURS), list(SHAPES)
-    items = []
+    items: list[Item] = []
     for _ in range(n):
         # Small words are capped so that sixteen objects fit in 77 tokens with the quality template around them.
         small = rng.random() < 0.35 and sum(i.size == "small" for i in items) < 10

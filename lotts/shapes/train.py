@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,8 @@ class AutoencoderLoss(nn.Module):
 
     def __init__(self, vae, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
-        self.vae, self.batch, self.device = vae, recipe.batch_size, device
+        self.vae: Any = vae
+        self.batch, self.device = recipe.batch_size, device
 
     def forward(self, rng: np.random.Generator, noise: torch.Generator):
         scenes = [sample_scene(rng) for _ in range(self.batch)]
@@ -94,7 +96,7 @@ def train_vae(worker: Worker, runs: Path, images: int) -> None:
 
 def export_vae(runs: Path, weights: Path = WEIGHTS / "sd") -> None:
     """Write the averaged autoencoder, with the scaling factor that brings its latents to unit variance."""
-    vae = averaged(build.autoencoder(), runs / "vae")
+    vae: Any = averaged(build.autoencoder(), runs / "vae")
     rng = np.random.default_rng(1)
     with torch.no_grad():
         x = pixels([draw(sample_scene(rng), rng).image for _ in range(256)], torch.device("cpu"))
@@ -129,10 +131,11 @@ def export_decoder(runs: Path, weights: Path = WEIGHTS / "sd" / "vae") -> None:
     """Write the autoencoder with its polished decoder; the encoder and the scaling factor stay as they were."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(weights, torch_dtype=torch.float32)
+    vae: Any = AutoencoderKL.from_pretrained(weights, torch_dtype=torch.float32)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    averaged(vae, runs / "decoder").half().save_pretrained(weights)
+    averaged(vae, runs / "decoder")
+    vae.half().save_pretrained(weights)
 
 
 # --- the text encoder and the U-Net
@@ -177,7 +180,7 @@ class DenoiserLoss(nn.Module):
     def forward(self, rng: np.random.Generator, noise: torch.Generator):
         self.refill(rng, -(-self.batch // self.REUSE) if len(self.pool) >= self.batch * 8 else self.batch * 8)
         chosen = [self.pool[int(i)] for i in rng.choice(len(self.pool), self.batch, replace=False)]
-        mean, std = (torch.stack([entry[part] for entry in chosen]) for part in (0, 1))
+        mean, std = torch.stack([entry[0] for entry in chosen]), torch.stack([entry[1] for entry in chosen])
         texts = ["" if rng.random() < EMPTY else entry[2] for entry in chosen]
         ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(
             self.device

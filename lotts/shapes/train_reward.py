@@ -154,7 +154,9 @@ def train_reward(worker: Worker, runs: Path, images: int, generated: Path | None
 
 def export_reward(runs: Path, folder: Path = reward.FOLDER) -> None:
     """Write the averaged model of the newest checkpoint to the package."""
-    reward.save(averaged(RewardModel(), runs / "reward"), folder)
+    model = RewardModel()
+    averaged(model, runs / "reward")
+    reward.save(model, folder)
 
 
 # --- how good it is
