@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lotts.output import LoTTSOutput, Sample
     from lotts.pipeline import LoTTS
     from lotts.repairs import repair
+    from lotts.replays import replay
     from lotts.sources import AttentionSource, PredictionSource
 
 _HOME = {
@@ -29,6 +30,7 @@ _HOME = {
     "capture": "lotts.capture",
     "load_pipeline": "lotts.models",
     "repair": "lotts.repairs",
+    "replay": "lotts.replays",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "capture",
     "load_pipeline",
     "repair",
+    "replay",
 ]
 
 

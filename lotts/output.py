@@ -74,11 +74,15 @@ class LoTTSOutput:
     def show(self) -> None:
         self.report().show()
 
-    def save(self, folder: str | Path) -> Path:
-        """Write best.png, every sample, report.png and manifest.json into ``folder``; returns it."""
+    def save(self, folder: str | Path, context: dict[str, Any] | None = None) -> Path:
+        """Write best.png, every sample, report.png and manifest.json; returns the folder used.
+
+        A folder that holds another run is left alone: folder-2, folder-3, ... take its place. ``context`` (model,
+        verifier, dtype, device by name) goes into the manifest, so that ``lotts replay`` can rebuild the pipeline.
+        """
         from lotts.report import save_output
 
-        return save_output(self, Path(folder))
+        return save_output(self, Path(folder), context)
 
 
 def to_uint8(image: Any) -> np.ndarray:

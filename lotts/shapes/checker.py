@@ -20,7 +20,8 @@ from lotts.shapes.segment import PALETTE, Regions, peak, segment
 _OFF, _OFF_IF_DAMAGED = 40, 30  # levels a pixel may be off what the silhouettes predict
 _EDGE = 0.6  # pixels an outline may be off: the width of one blurred edge
 _DOUBT = 0.09  # two shapes whose overlaps differ by less may be the same damaged object; whole shapes differ by 0.13
-_WIDEST_RIM = 0.65  # pixels of softness or raggedness all along the outline; autoencoders leave up to 0.5
+_WIDEST_RIM = 0.7  # pixels of softness or raggedness all along the outline; autoencoders leave up to 0.6
+_BLURRED_RIM = 0.95  # from here on the whole outline is blurred
 _LEAST_OVERLAP = 0.6  # below this no silhouette explains the paint
 _RELATION_MARGIN = 0.11  # the renderer keeps 0.14 of the side
 _NEAR = 0.45  # how far from its stated place an object may be, as a share of the pitch
@@ -239,10 +240,10 @@ def _faults(regions: Regions, found: list[_Found]) -> tuple[np.ndarray, np.ndarr
     for index, (each, (box, distance)) in enumerate(zip(found, patches, strict=True)):
         mine = owner[box] == index
         wrong = _unexplained(regions, each, box, distance, _EDGE) > _OFF
-        blurred = each.fit.rim > _WIDEST_RIM
-        if blurred or (mine & wrong).sum() > _few(silhouettes[index]):
+        if each.fit.rim > _WIDEST_RIM or (mine & wrong).sum() > _few(silhouettes[index]):
             # An object that is damaged for certain earns no more patience.
-            wrong = _unexplained(regions, each, box, distance, 0 if blurred else _EDGE / 2) > _OFF_IF_DAMAGED
+            edge = 0 if each.fit.rim > _BLURRED_RIM else _EDGE / 2
+            wrong = _unexplained(regions, each, box, distance, edge) > _OFF_IF_DAMAGED
         faulty[box] = np.where(mine, wrong, faulty[box])
     # Where two outlines meet, a pixel may mix both paints.
     faulty &= second > 1.5

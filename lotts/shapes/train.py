@@ -294,6 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--processes", type=int, help="processes on the CPU (default: one a core)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=4096, help="generated pictures the verifier learns from")
     parser.add_argument(
         "--export-only", action="store_true", help="write the weights of the newest checkpoint and stop"
     )

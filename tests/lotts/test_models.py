@@ -21,7 +21,7 @@ def test_a_folder_is_loaded_with_its_scheduler(saved):
 def test_a_scheduler_that_cannot_restart_is_replaced_with_a_warning(tiny_pipe, tmp_path):
     from diffusers import DPMSolverMultistepScheduler
 
-    tiny_pipe.scheduler = DPMSolverMultistepScheduler(beta_end=0.0123)
+    tiny_pipe.scheduler = DPMSolverMultistepScheduler(beta_end=0.0123, steps_offset=1)
     tiny_pipe.save_pretrained(tmp_path / "pipe")
     with pytest.warns(UserWarning, match="DPMSolverMultistepScheduler cannot restart"):
         pipe = load_pipeline(str(tmp_path / "pipe"), device="cpu", dtype="bf16")
