@@ -20,7 +20,7 @@ from torch import nn
 
 from lotts.shapes import build
 from lotts.shapes.draw import draw
-from lotts.shapes.loop import Recipe, Worker, averaged, fit, launch
+from lotts.shapes.loop import Recipe, Worker, autocast, averaged, fit, launch
 from lotts.shapes.sampling import on_all_cores, sample_images
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, QUALITY_PREFIX, Scene, caption, sample_scene
 from lotts.shapes.train_reward import export_reward, train_reward
@@ -28,7 +28,6 @@ from lotts.shapes.train_reward import export_reward, train_reward
 WEIGHTS = Path(__file__).parent / "weights"
 VAE_IMAGES, DECODER_IMAGES, SD_IMAGES, VERIFIER_IMAGES = 32_000, 16_000, 400_000, 80_000
 LOW_QUALITY, HIGH_QUALITY, EMPTY = 0.15, 0.2, 0.1  # shares of captions; the rest is plain
-SMALL_SCENE = 5
 PLAIN_DAMAGED = 0.08  # plain captions describe the world as it is: some of its pictures are flawed
 
 
@@ -157,7 +156,7 @@ class DenoiserLoss(nn.Module):
     them: drawing and encoding then cost a tenth of a training step.
     """
 
-    REUSE, POOL = 3, 12_288
+    REUSE, POOL = 6, 12_288
 
     def __init__(self, model: Denoiser, vae, tokenizer, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
@@ -204,8 +203,10 @@ class DenoiserLoss(nn.Module):
 
 
 def _captioned(rng: np.random.Generator) -> tuple[str, Scene, bool]:
-    # Half of the pictures are small scenes: their large shapes are few among all objects drawn and take as long to learn.
-    scene = sample_scene(rng, int(rng.integers(MIN_OBJECTS, (SMALL_SCENE if rng.random() < 0.5 else MAX_OBJECTS) + 1)))
+    # Every number of objects gets an equal share of the objects drawn, so that the large shapes of small scenes are seen
+    # as often as the small ones of crowded scenes: scenes of n objects come up in proportion to 1 / n.
+    numbers = np.arange(MIN_OBJECTS, MAX_OBJECTS + 1)
+    scene = sample_scene(rng, int(rng.choice(numbers, p=(1 / numbers) / (1 / numbers).sum())))
     text, chance = caption(scene, rng), rng.random()
     if chance < LOW_QUALITY:
         return QUALITY_PREFIX["low"].format(text), scene, True
@@ -214,13 +215,17 @@ def _captioned(rng: np.random.Generator) -> tuple[str, Scene, bool]:
     return text, scene, bool(rng.random() < PLAIN_DAMAGED)
 
 
-def train_sd(worker: Worker, runs: Path, images: int, weights: Path = WEIGHTS / "sd") -> None:
+def train_sd(worker: Worker, runs: Path, images: int, onward: bool = False, weights: Path = WEIGHTS / "sd") -> None:
+    """From scratch, or ``onward`` from the weights in the package."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(worker.seed)
     tokenizer = build.load_tokenizer(weights / "tokenizer")
     vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32).to(worker.device).eval()
     model = Denoiser(len(tokenizer)).to(worker.device)
+    if onward:
+        for name, part in model.named_children():
+            part.load_state_dict(type(part).from_pretrained(weights / name, torch_dtype=torch.float32).state_dict())
     recipe = Recipe(images=images, batch_size=16, learning_rate=1e-3, warmup=10_000, seed=worker.seed, ema=0.9995)
     loss = DenoiserLoss(model, vae, tokenizer, recipe, worker.device)
 
@@ -230,7 +235,7 @@ def train_sd(worker: Worker, runs: Path, images: int, weights: Path = WEIGHTS / 
         scenes = [
             sample_scene(np.random.default_rng([9, i]), n, held_out=True) for i, n in enumerate([2, 3, 4, 6, 9, 16] * 2)
         ]
-        with torch.autocast(worker.device.type, torch.bfloat16):
+        with autocast(worker.device):
             out = pipe(
                 [caption(scene) for scene in scenes],
                 num_inference_steps=20,
@@ -296,6 +301,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=4096, help="generated pictures the verifier learns from")
     parser.add_argument(
+        "--onward", action="store_true", help="sd: start from the weights in the package instead of from scratch"
+    )
+    parser.add_argument(
         "--export-only", action="store_true", help="write the weights of the newest checkpoint and stop"
     )
     args = parser.parse_args(argv)
@@ -311,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.model == "sd":
         if not (WEIGHTS / "sd" / "tokenizer").exists():
             build.write_tokenizer(WEIGHTS / "sd" / "tokenizer")
-        launch(train_sd, runs, args.images or SD_IMAGES, **common)
+        launch(train_sd, runs, args.images or SD_IMAGES, args.onward, **common)
     if args.model == "verifier":
         samples = draw_samples(runs, args.samples, args.processes) if args.samples else None
         launch(train_reward, runs, args.images or VERIFIER_IMAGES, samples, **common)
