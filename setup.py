@@ -30,7 +30,7 @@ setup(
         *(f"lotts.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"lotts": "lotts", "lotts.kernels": "kernels"},
-    package_data={"lotts.shapes": ["weights/**/*"]},
+    package_data={"lotts.shapes": ["weights/**/*"], "lotts.kernels": ["launch_table.json"]},
     include_package_data=False,
     install_requires=CORE,
     extras_require={"test": TEST, "bench": ["matplotlib>=3.8"]},

@@ -1,5 +1,6 @@
 """Fused attention-and-map operations for localised test-time scaling: tensors in, tensors out."""
 
+from lotts.kernels.blend_step import blend_step
 from lotts.kernels.contrast_attention import contrast_attention
 from lotts.kernels.dispatch import available_implementations
 from lotts.kernels.inject_noise import inject_noise
@@ -8,6 +9,7 @@ from lotts.kernels.propagate_attention import propagate_attention
 
 __all__ = [
     "available_implementations",
+    "blend_step",
     "contrast_attention",
     "inject_noise",
     "philox_normal",

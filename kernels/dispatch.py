@@ -1,10 +1,18 @@
 """Who computes an op: the table of implementations behind every ``impl=`` argument."""
 
+import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 #: What ``impl=`` may name, fastest first. An op need not offer all of them.
 IMPLEMENTATIONS = ("triton", "portable", "reference")
+
+#: Triton then runs its kernels in Python, on tensors of the CPU. Read once: kernels are made for one or the other.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _registry: dict[str, dict[str, Callable[..., Any]]] = {}
 
@@ -14,27 +22,55 @@ def register(op: str, **implementations: Callable[..., Any]) -> None:
     _registry[op] = implementations
 
 
-def available_implementations(op: str) -> tuple[str, ...]:
-    """Names that ``impl=`` of the op called ``op`` accepts here, fastest first.
+def available_implementations(op: str, device: torch.device | str | None = None) -> tuple[str, ...]:
+    """Names that ``impl=`` of the op called ``op`` accepts, fastest first.
+
+    Args:
+        op: name of an op of ``lotts.kernels``.
+        device: where the tensors are; None means the GPU if there is one, otherwise the CPU.
 
     Raises:
         ValueError: no op has that name.
     """
     if op not in _registry:
         raise ValueError(f"op: expected one of {', '.join(sorted(_registry))}, got {op!r}")
-    return tuple(name for name in IMPLEMENTATIONS if name in _registry[op])
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return tuple(
+        name
+        for name in IMPLEMENTATIONS
+        if name in _registry[op] and (name != "triton" or _triton_obstacle(device, torch.float32) is None)
+    )
 
 
-def select(op: str, impl: str | None) -> Callable[..., Any]:
-    """The function that computes ``op``; None means ``"portable"``, which runs on every device.
+def select(op: str, impl: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[..., Any]:
+    """The function that computes ``op`` on tensors of this device and dtype.
+
+    None means ``"triton"`` on a GPU and ``"portable"``, which runs everywhere, otherwise.
 
     Raises:
         ValueError: ``impl`` is not the name of an implementation.
-        RuntimeError: it is, but this op does not have it. Nothing is substituted for what was asked.
+        RuntimeError: it is, but cannot run here. Nothing is substituted for what was asked.
     """
-    name = "portable" if impl is None else impl
-    if name not in IMPLEMENTATIONS:
+    implementations = _registry[op]
+    obstacle = _triton_obstacle(device, dtype)
+    if impl is None:
+        impl = "triton" if "triton" in implementations and obstacle is None and device.type != "cpu" else "portable"
+    if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl: expected None or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if name not in _registry[op]:
-        raise RuntimeError(f"{op}: impl={name!r} is not available; available: {', '.join(_registry[op])}")
-    return _registry[op][name]
+    if impl not in implementations:
+        raise RuntimeError(f"{op}: impl={impl!r} is not available; available: {', '.join(implementations)}")
+    if impl == "triton" and obstacle is not None:
+        raise RuntimeError(f"{op}: impl='triton' cannot run here: {obstacle}; use impl='portable'")
+    return implementations[impl]
+
+
+def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot take tensors of this device and dtype, or None when they can."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if dtype == torch.float64:
+        return "its kernels compute in float32, and the tensors are float64"
+    if device.type == "cuda" or (device.type == "cpu" and INTERPRETED):
+        return None
+    hint = " (TRITON_INTERPRET=1, set before Python starts, runs kernels there, slowly)" if device.type == "cpu" else ""
+    return f"the tensors are on the device {device.type!r}{hint}"

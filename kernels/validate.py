@@ -63,3 +63,12 @@ def in_stream_range(stream: int) -> None:
     """Raise ValueError unless ``stream`` fits the 32-bit counter word it becomes."""
     if not 0 <= stream < 2**32:
         raise ValueError(f"stream: expected 0 to 2**32 - 1, got {stream}")
+
+
+def is_accumulator(name: str, value: Tensor, query: Tensor, columns: int) -> None:
+    """Check that maps [B, H, N, columns] of ``query`` can be added to ``value`` in place."""
+    has_shape(name, value, "B H N C", dict(zip("BHNC", (*query.shape[:3], columns), strict=True)))
+    has_dtype(name, value, map_dtype(query))
+    on_device(query.device, **{name: value})
+    if columns and value.stride(-1) != 1:
+        raise ValueError(f"{name}: expected the last stride to be 1, got strides {value.stride()}")

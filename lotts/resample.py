@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from lotts.backbones import Conditioning, StableDiffusion
-from lotts.kernels import inject_noise, philox_normal
+from lotts.backbones import Conditioning, LinearUpdate, StableDiffusion, guide
+from lotts.kernels import blend_step, inject_noise
 
 BACKGROUNDS = ("replay", "fixed", "fresh", "clean")
 
@@ -106,12 +107,15 @@ def denoise(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if backbone.stochastic else None
     for generator in generators or ():
         torch.randn((1, *latents.shape[1:]), generator=generator, dtype=latents.dtype)
-    steps = [latents]
-    for step, after in _sample(
-        backbone, text.repeat(len(seeds)), latents, 0, num_inference_steps, guidance_scale, generators, watch
-    ):
-        replaced = on_step(step, after) if on_step else None
-        steps.append(after if replaced is None else after.copy_(replaced))
+    text, steps = text.repeat(len(seeds)), [latents]
+    backbone.restart(num_inference_steps, 0)
+    for step in range(num_inference_steps):
+        with watch(step) if watch else nullcontext():
+            prediction = backbone.predict(latents, step, text, guidance_scale)
+        # The scheduler's own arithmetic: candidates are the stock pipeline's pictures bit for bit.
+        latents = backbone.step(prediction, step, latents, generators)
+        latents = _shown(on_step, step, latents)
+        steps.append(latents)
     return [Trajectory(seed, [entry[i].clone() for entry in steps]) for i, seed in enumerate(seeds)]
 
 
@@ -135,25 +139,29 @@ def refine(
     config.check_schedule(n)
     masks = grow(masks, config.dilate)
     change = _soft_ring(masks, config.soft_ring)
-    backbone.timesteps(n)
-    behind = _Background(backbone, candidates, indices, config)
-    seeds = torch.tensor([[derive_seed(c.seed, "inject", k)] for c, k in zip(candidates, indices, strict=True)])
+    backbone.restart(n, t0)
+    behind = _Background(backbone, candidates, indices, config.background)
+
+    # Noise injection inside the mask.
     signal, noise = backbone.signal_and_noise(t0)
-    x0 = torch.stack([c.result for c in candidates])
+    seeds = _seeds(candidates, indices, "inject", behind.x0.device)[:, None]
     injected = masks[:, None].to(torch.float32)
-    latents = inject_noise(x0, injected, behind(t0), seeds.to(x0.device), signal=signal, noise=noise)[:, 0]
-    generators = [
-        torch.Generator().manual_seed(derive_seed(c.seed, "step", k)) for c, k in zip(candidates, indices, strict=True)
-    ]
+    latents = inject_noise(behind.x0, injected, behind(t0), seeds, signal=signal, noise=noise)[:, 0]
     steps: list[torch.Tensor | None] = [None] * t0 + [latents]
-    for step, after in _sample(
-        backbone, text.repeat(len(candidates)), latents, t0, n, guidance_scale, generators, None
-    ):
-        if step < n - config.global_steps:
+
+    text = text.repeat(len(candidates))
+    guidance = None if text.negative is None else guidance_scale
+    seeds = _seeds(candidates, indices, "step", latents.device)
+    for step in range(t0, n):
+        rows = backbone.predict_rows(latents, step, text)
+        blend: dict[str, Any] = {}
+        if step < n - config.global_steps:  # masked refinement; afterwards global integration
             inside = change >= 1 - (step + 1 - t0) / (n - t0)
-            after.copy_(torch.where(inside[:, None], after, behind(step + 1)))
-        replaced = on_step(step, after) if on_step else None
-        steps.append(after if replaced is None else after.copy_(replaced))
+            blend = {"mask": inside[:, None].to(torch.float32), **behind.parts(step + 1)}
+        latents = _advance(backbone, rows, step, latents, guidance, seeds, blend)
+        latents = _shown(on_step, step, latents)
+        steps.append(latents)
+
     empty = ~masks.flatten(1).any(1)
     out = []
     for row, candidate in enumerate(candidates):
@@ -169,30 +177,54 @@ def grow(masks: torch.Tensor, cells: int) -> torch.Tensor:
     return F.max_pool2d(masks[:, None].float(), 2 * cells + 1, 1, cells)[:, 0] > 0
 
 
-def renoise(backbone: StableDiffusion, x0: torch.Tensor, step: int, seeds: list[int]) -> torch.Tensor:
+def renoise(
+    backbone: StableDiffusion, x0: torch.Tensor, step: int, seeds: torch.Tensor | list[int], stream: int = 0
+) -> torch.Tensor:
     """x0 [B, C, h, w] with the noise level of ``step``, one Philox noise a sample."""
     signal, noise = backbone.signal_and_noise(step)
-    e = philox_normal(torch.tensor(seeds, device=x0.device), tuple(x0.shape[1:]))
-    return (signal * x0 + noise * e).to(x0.dtype)
+    everywhere = torch.ones((x0.shape[0], 1, 1, 1), device=x0.device)
+    keys = torch.as_tensor(seeds, device=x0.device)[:, None]
+    return inject_noise(x0, everywhere, x0, keys, signal=signal, noise=noise, stream=stream)[:, 0]
 
 
-def _sample(
+def _advance(
     backbone: StableDiffusion,
-    text: Conditioning,
+    rows: torch.Tensor,
+    step: int,
     latents: torch.Tensor,
-    first: int,
-    num_inference_steps: int,
-    guidance_scale: float,
-    generators: list[torch.Generator] | None,
-    watch: Watch | None,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (step, latents after it) from ``first`` on. The caller may edit the yielded latents in place."""
-    backbone.restart(num_inference_steps, first)
-    for step in range(first, num_inference_steps):
-        with watch(step) if watch else nullcontext():
-            prediction = backbone.predict(latents, step, text, guidance_scale)
-        latents = backbone.step(prediction, step, latents, generators)
-        yield step, latents
+    guidance: float | None,
+    seeds: torch.Tensor,
+    blend: dict[str, Any],
+) -> torch.Tensor:
+    """Guidance, the sampler's update and the blend with the background: one launch where the update is linear."""
+    update = backbone.linear_update(step)
+    if update is None:
+        rows = latents = backbone.step(guide(rows, guidance), step, latents, None)
+        update, guidance = LinearUpdate(1.0, 0.0), None
+    # A stochastic sampler's noise depends on the refinement and the step alone, not on the batch.
+    fresh: dict[str, Any] = {"noise_factor": update.noise, "seeds": seeds, "stream": step} if update.noise else {}
+    return blend_step(
+        latents,
+        rows,
+        latents_factor=update.latents,
+        prediction_factor=update.prediction,
+        guidance_scale=guidance,
+        **fresh,
+        **blend,
+    )
+
+
+def _shown(on_step: OnStep | None, step: int, latents: torch.Tensor) -> torch.Tensor:
+    """The latents after the callback, which may replace them."""
+    replaced = on_step(step, latents) if on_step else None
+    return latents if replaced is None else latents.copy_(replaced)
+
+
+def _seeds(candidates: list[Trajectory], indices: list[int], purpose: str, device: torch.device) -> torch.Tensor:
+    """One seed [B] for each refinement, whatever else is in the batch."""
+    return torch.tensor(
+        [derive_seed(c.seed, purpose, k) for c, k in zip(candidates, indices, strict=True)], device=device
+    )
 
 
 def _soft_ring(masks: torch.Tensor, cells: int) -> torch.Tensor:
@@ -205,24 +237,45 @@ def _soft_ring(masks: torch.Tensor, cells: int) -> torch.Tensor:
 
 
 class _Background:
-    """What stands outside the mask when ``step`` begins: [B, C, h, w]."""
+    """What stands outside the mask when a step begins."""
 
-    def __init__(
-        self, backbone: StableDiffusion, candidates: list[Trajectory], indices: list[int], config: ResampleConfig
-    ) -> None:
-        self.backbone, self.candidates, self.indices, self.kind = backbone, candidates, indices, config.background
+    def __init__(self, backbone: StableDiffusion, candidates: list[Trajectory], indices: list[int], kind: str) -> None:
+        self.backbone, self.candidates, self.kind = backbone, candidates, kind
         self.x0 = torch.stack([c.result for c in candidates])
+        self.seeds = _seeds(candidates, indices, kind, self.x0.device)
+
+    def parts(self, step: int) -> dict[str, Any]:
+        """The background of ``step`` as arguments of ``blend_step``, which adds the noise itself."""
+        if self.kind == "replay":
+            return {"background": torch.stack([self._recorded(c, step) for c in self.candidates])}
+        if self._is_clean(step):
+            return {"background": self.x0}
+        signal, noise = self.backbone.signal_and_noise(step)
+        return {
+            "background": self.x0,
+            "background_signal": signal,
+            "background_noise": noise,
+            "background_seeds": self.seeds,
+            "background_stream": self._stream(step),
+        }
 
     def __call__(self, step: int) -> torch.Tensor:
-        if self.kind == "replay":
-            kept = [c.latents[step] for c in self.candidates]
-            if any(entry is None for entry in kept):
-                raise ValueError(
-                    f"background 'replay' needs the candidate's latents of step {step}; use 'fixed' for a picture from outside"
-                )
-            return torch.stack([entry for entry in kept if entry is not None])
-        if self.kind == "clean" or step >= len(self.backbone.scheduler.timesteps):
-            return self.x0
-        moment = () if self.kind == "fixed" else (step,)
-        seeds = [derive_seed(c.seed, self.kind, k, *moment) for c, k in zip(self.candidates, self.indices, strict=True)]
-        return renoise(self.backbone, self.x0, step, seeds)
+        """[B, C, h, w], with its noise."""
+        if self.kind == "replay" or self._is_clean(step):
+            return self.parts(step)["background"]
+        return renoise(self.backbone, self.x0, step, self.seeds, self._stream(step))
+
+    def _is_clean(self, step: int) -> bool:
+        return self.kind == "clean" or step >= len(self.backbone.scheduler.timesteps)
+
+    def _stream(self, step: int) -> int:
+        return step if self.kind == "fresh" else 0
+
+    @staticmethod
+    def _recorded(candidate: Trajectory, step: int) -> torch.Tensor:
+        entry = candidate.latents[step]
+        if entry is None:
+            raise ValueError(
+                f"background 'replay' needs the candidate's latents of step {step}; use 'fixed' for a picture from outside"
+            )
+        return entry

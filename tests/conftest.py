@@ -1,7 +1,13 @@
 """Settings for every test."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before triton is imported: without a GPU its kernels run in Python, so that every test of them runs everywhere.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,12 +1,14 @@
 """The public op: checks its arguments, then hands them to the implementation that ``impl`` names."""
 
+import torch
 from torch import Tensor
 
 from lotts.kernels import dispatch, validate
+from lotts.kernels.contrast_attention.op import contrast_attention as triton
 from lotts.kernels.contrast_attention.portable import contrast_attention as portable
 from lotts.kernels.contrast_attention.reference import contrast_attention as reference
 
-dispatch.register("contrast_attention", portable=portable, reference=reference)
+dispatch.register("contrast_attention", triton=triton, portable=portable, reference=reference)
 
 
 def contrast_attention(
@@ -19,7 +21,9 @@ def contrast_attention(
     weight_pos: Tensor | None = None,
     key_neg: Tensor | None = None,
     weight_neg: Tensor | None = None,
+    key_mask: Tensor | None = None,
     scale: float | None = None,
+    accumulate: Tensor | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-attention, and the attention mass that each query gives to weighted tokens of up to three prompts.
@@ -36,13 +40,19 @@ def contrast_attention(
         weight_pos: [B or 1, Lp], float32, weights of its tokens.
         key_neg: [B or 1, H, Ln, D], keys of the negative prompt.
         weight_neg: [B or 1, Ln], float32.
+        key_mask: [B or 1, L], bool: the tokens of ``key`` that may be attended to; None means all. With no token left,
+            output and columns are 0.
         scale: factor on the scores; None means 1 / sqrt(D).
-        impl: ``"portable"`` or ``"reference"``; None means ``"portable"``.
+        accumulate: float32, the shape of the maps: they are added to it in place, and it is returned as the maps.
+        impl: ``"triton"`` (on a GPU), ``"portable"`` or ``"reference"``; None means the first that can run.
 
     Returns:
         The output [B, H, N, Dv] in the dtype of ``value``, and maps [B, H, N, C (+1) (+1)] in float32: the C columns
         ``softmax(QK^T) @ weight``, then the mass under the positive prompt, then under the negative, where given.
-        Weights in [0, 1] give maps in [0, 1]. float64 queries take float64 weights and return float64 maps.
+        Weights in [0, 1] give maps in [0, 1], accurate relative to their own size however small. float64 queries take
+        float64 weights and return float64 maps.
+
+    Source: paper, "Cross-attention extraction" (CA_orig, CA_pos, CA_neg).
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype.
@@ -60,14 +70,17 @@ def contrast_attention(
     validate.has_dtype("value", value, query.dtype)
     validate.on_device(query.device, key=key, value=value)
 
-    groups = []
+    columns = 0
     if weight is not None:
         if isinstance(weight, Tensor) and weight.ndim == 2:
             weight = weight.unsqueeze(0)
         validate.has_shape("weight", weight, "B|1 L C", sizes)
-        groups.append(_group("weight", query, key, weight))
+        _check_pair("weight", query, key, weight)
+        columns = sizes["C"]
+    probes: list[tuple[Tensor, Tensor] | None] = []
     for side, side_key, side_weight in (("pos", key_pos, weight_pos), ("neg", key_neg, weight_neg)):
         if side_key is None and side_weight is None:
+            probes.append(None)
             continue
         if side_key is None or side_weight is None:
             given, missing = ("weight", "key") if side_key is None else ("key", "weight")
@@ -75,13 +88,20 @@ def contrast_attention(
         validate.has_shape(f"key_{side}", side_key, f"B|1 H L{side} D", sizes)
         validate.has_shape(f"weight_{side}", side_weight, f"B|1 L{side}", sizes)
         validate.at_least(f"L{side}", sizes[f"L{side}"], 1)
-        groups.append(_group(f"weight_{side}", query, side_key, side_weight.unsqueeze(-1)))
-    return dispatch.select("contrast_attention", impl)(query, key, value, groups, scale)
+        _check_pair(f"weight_{side}", query, side_key, side_weight)
+        probes.append((side_key, side_weight))
+        columns += 1
+    if key_mask is not None:
+        validate.has_shape("key_mask", key_mask, "B|1 L", sizes)
+        validate.has_dtype("key_mask", key_mask, torch.bool)
+        validate.on_device(query.device, key_mask=key_mask)
+    if accumulate is not None:
+        validate.is_accumulator("accumulate", accumulate, query, columns)
+    run = dispatch.select("contrast_attention", impl, query.device, query.dtype)
+    return run(query, key, value, weight, *probes, key_mask, scale, accumulate)
 
 
-def _group(name: str, query: Tensor, key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """One prompt to be looked at: its keys [B or 1, H, L, D] and its weights [B or 1, L, C]."""
+def _check_pair(name: str, query: Tensor, key: Tensor, weight: Tensor) -> None:
     validate.has_dtype(name, weight, validate.map_dtype(query))
     validate.has_dtype(name.replace("weight", "key"), key, query.dtype)
     validate.on_device(query.device, **{name: weight, name.replace("weight", "key"): key})
-    return key, weight

@@ -22,28 +22,43 @@ _VECTOR = 16
 
 
 def contrast_attention(
-    query: Tensor, key: Tensor, value: Tensor, groups: list[tuple[Tensor, Tensor]], scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor | None,
+    positive: tuple[Tensor, Tensor] | None,
+    negative: tuple[Tensor, Tensor] | None,
+    key_mask: Tensor | None,
+    scale: float | None,
+    accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, N, Dv] and maps [B, H, N, sum of C]; ``groups`` holds (keys, weights [B or 1, L, C]) in map order."""
+    """Output [B, H, N, Dv] and maps [B, H, N, C (+1) (+1)]; ``positive`` and ``negative`` are (keys, weights [B or 1, L])."""
+    seen = None if key_mask is None else key_mask[:, None, None, :]
     # The call that diffusers' attention processors make, argument for argument, so that the output is theirs bit for bit.
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=scale)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=0.0, is_causal=False, scale=scale)
+    if seen is not None:
+        out = out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    groups = [] if weight is None else [(key, weight, key_mask)]
+    groups += [(probe[0], probe[1].unsqueeze(-1), None) for probe in (positive, negative) if probe is not None]
     if not groups or query.numel() == 0:
-        columns = sum(weights.shape[-1] for _, weights in groups)
-        return out, query.new_zeros((*query.shape[:-1], columns), dtype=map_dtype(query))
-    maps = [_token_mass(query, keys, weights, scale) for keys, weights in groups]
-    return out, maps[0] if len(maps) == 1 else torch.cat(maps, dim=-1)
+        columns = sum(weights.shape[-1] for _, weights, _ in groups)
+        maps = query.new_zeros((*query.shape[:-1], columns), dtype=map_dtype(query))
+    else:
+        maps = torch.cat([_token_mass(query, *group, scale) for group in groups], dim=-1)
+    return out, maps if accumulate is None else accumulate.add_(maps)
 
 
-def _token_mass(query: Tensor, key: Tensor, weight: Tensor, scale: float | None) -> Tensor:
+def _token_mass(query: Tensor, key: Tensor, weight: Tensor, key_mask: Tensor | None, scale: float) -> Tensor:
     """softmax(QK^T) @ weight, [B, H, N, C], without the [B, H, N, L] attention matrix."""
-    batch, heads, _, dim = query.shape
+    batch, heads = query.shape[:2]
     length = key.shape[2]
     work = map_dtype(query)
     padded = -(-length // _VECTOR) * _VECTOR
-    scaled = key.to(work) * (dim**-0.5 if scale is None else scale)
     # [B, H, D, padded] and [B, C, padded]
-    keys = F.pad(scaled.transpose(2, 3), (0, padded - length)).expand(batch, -1, -1, -1)
+    keys = F.pad(key.to(work).transpose(2, 3) * scale, (0, padded - length)).expand(batch, -1, -1, -1)
     weights = F.pad(weight.transpose(1, 2), (0, padded - length)).expand(batch, -1, -1)
+    hidden = None if key_mask is None else F.pad(~key_mask, (0, padded - length), value=True).expand(batch, -1)
 
     block_bytes = _BLOCK_BYTES_CPU if query.device.type == "cpu" else _BLOCK_BYTES
     rows = max(1, block_bytes // (heads * padded * work.itemsize))
@@ -51,9 +66,14 @@ def _token_mass(query: Tensor, key: Tensor, weight: Tensor, scale: float | None)
     def mass(block: Tensor, sample: int) -> Tensor:
         """[H, rows, D] -> [H, rows, C]."""
         scores = torch.bmm(block.to(work), keys[sample])
-        if padded > length:
+        if hidden is not None:
+            scores.masked_fill_(hidden[sample], -torch.inf)
+        elif padded > length:
             scores[..., length:] = -torch.inf
+        probabilities = torch.softmax(scores, dim=-1)
+        if hidden is not None:
+            probabilities.masked_fill_(hidden[sample], 0.0)  # a row with nothing to see is NaN before
         # linear, not matmul: with few columns, weights laid out along the tokens are several times faster.
-        return F.linear(torch.softmax(scores, dim=-1), weights[sample])
+        return F.linear(probabilities, weights[sample])
 
     return torch.stack([torch.cat([mass(b, i) for b in query[i].split(rows, dim=1)], dim=1) for i in range(batch)])

@@ -7,17 +7,32 @@ from lotts.kernels.validate import map_dtype
 
 
 def contrast_attention(
-    query: Tensor, key: Tensor, value: Tensor, groups: list[tuple[Tensor, Tensor]], scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor | None,
+    positive: tuple[Tensor, Tensor] | None,
+    negative: tuple[Tensor, Tensor] | None,
+    key_mask: Tensor | None,
+    scale: float | None,
+    accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, N, Dv] and maps [B, H, N, sum of C]; ``groups`` holds (keys, weights [B or 1, L, C]) in map order."""
+    """Output [B, H, N, Dv] and maps [B, H, N, C (+1) (+1)]; ``positive`` and ``negative`` are (keys, weights [B or 1, L])."""
     work = map_dtype(query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
 
-    def attention(keys: Tensor) -> Tensor:
+    def attention(keys: Tensor, mask: Tensor | None = None) -> Tensor:
         """softmax(QK^T), [B, H, N, L]."""
-        return torch.softmax(query.to(work) @ keys.to(work).transpose(-2, -1) * scale, dim=-1)
+        scores = query.to(work) @ keys.to(work).transpose(-2, -1) * scale
+        if mask is None:
+            return torch.softmax(scores, dim=-1)
+        seen = mask[:, None, None, :]
+        return torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1).masked_fill(~seen, 0.0)
 
-    out = (attention(key) @ value.to(work)).to(value.dtype)
-    no_maps = query.new_empty((*query.shape[:-1], 0), dtype=work)
-    maps = [attention(keys) @ weights.unsqueeze(1) for keys, weights in groups]
-    return out, torch.cat([no_maps, *maps], dim=-1)
+    prompt = attention(key, key_mask)
+    maps = [query.new_empty((*query.shape[:-1], 0), dtype=work)]
+    if weight is not None:
+        maps.append(prompt @ weight.unsqueeze(1))
+    maps += [attention(probe[0]) @ probe[1][:, None, :, None] for probe in (positive, negative) if probe is not None]
+    out = (prompt @ value.to(work)).to(value.dtype)
+    return out, torch.cat(maps, dim=-1) if accumulate is None else accumulate.add_(torch.cat(maps, dim=-1))

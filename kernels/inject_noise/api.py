@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from lotts.kernels import dispatch, validate
+from lotts.kernels import dispatch, factors, validate
+from lotts.kernels.inject_noise.op import inject_noise as fused
 from lotts.kernels.inject_noise.portable import inject_noise as portable
 from lotts.kernels.inject_noise.reference import inject_noise as reference
 
-dispatch.register("inject_noise", portable=portable, reference=reference)
+dispatch.register("inject_noise", triton=fused, portable=portable, reference=reference)
 
 
 def inject_noise(
@@ -34,7 +35,7 @@ def inject_noise(
         signal: factor on ``x0``: a number, or float32 [B].
         noise: factor on the noise, its standard deviation: a number, or float32 [B].
         stream: 0 to 2**32 - 1, as in ``philox_normal``.
-        impl: ``"portable"`` or ``"reference"``; None means ``"portable"``.
+        impl: ``"triton"``, ``"portable"`` or ``"reference"``; None means Triton on a GPU, otherwise ``"portable"``.
 
     Returns:
         [B, K, C, h, w] in the dtype of ``x0``; the arithmetic is float32, or float64 for float64 latents. Where the
@@ -43,7 +44,8 @@ def inject_noise(
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype.
-        ValueError: a shape or device does not match, or ``stream`` is out of range.
+        ValueError: a shape or device does not match, ``stream`` is out of range, or (Triton) the strides of a sample
+            leave more than four dims that cannot be merged.
         RuntimeError: ``impl`` is not available.
     """
     if not isinstance(x0, Tensor):
@@ -65,16 +67,6 @@ def inject_noise(
     validate.has_dtype("seeds", seeds, torch.int64)
     validate.on_device(x0.device, mask=mask, background=background, seeds=seeds)
     validate.in_stream_range(stream)
-    factors = [_factor(name, value, x0, sizes) for name, value in (("signal", signal), ("noise", noise))]
-    run = dispatch.select("inject_noise", impl)
-    return run(x0, per_refinement["mask"], per_refinement["background"], seeds, *factors, stream)
-
-
-def _factor(name: str, value: float | Tensor, x0: Tensor, sizes: dict[str, int]) -> float | Tensor:
-    """A number as it is; a tensor [B] as [B, 1, 1, ...], to broadcast against the result."""
-    if not isinstance(value, Tensor):
-        return float(value)
-    validate.has_shape(name, value, "B", sizes)
-    validate.has_dtype(name, value, torch.float32)
-    validate.on_device(x0.device, **{name: value})
-    return value.reshape(-1, *[1] * x0.ndim)
+    scales = [factors.checked(name, value, x0.device, sizes) for name, value in (("signal", signal), ("noise", noise))]
+    run = dispatch.select("inject_noise", impl, x0.device, x0.dtype)
+    return run(x0, per_refinement["mask"], per_refinement["background"], seeds, *scales, stream)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lotts.kernels import factors
 from lotts.kernels.philox_normal.reference import philox_normal
 
 
@@ -11,16 +12,15 @@ def inject_noise(
     mask: Tensor,
     background: Tensor,
     seeds: Tensor,
-    signal: float | Tensor,
-    noise: float | Tensor,
+    signal: factors.Factor,
+    noise: factors.Factor,
     stream: int,
 ) -> Tensor:
-    """[B, K, ...] from x0 [B, ...], mask and background [B, 1 or K, ...]; factors are numbers or [B, 1, 1, ...]."""
+    """[B, K, ...] from x0 [B, ...], mask and background [B, 1 or K, ...]; factors are numbers or [B]."""
     work = torch.promote_types(x0.dtype, torch.float32)
     result = x0.new_empty((*seeds.shape, *x0.shape[1:]))
     for b in range(seeds.shape[0]):
-        a = signal[b, 0] if isinstance(signal, Tensor) else signal
-        s = noise[b, 0] if isinstance(noise, Tensor) else noise
+        a, s = factors.of_sample(signal, b), factors.of_sample(noise, b)
         for k in range(seeds.shape[1]):
             m = mask[b, min(k, mask.shape[1] - 1)].to(work)
             behind = background[b, min(k, background.shape[1] - 1)].to(work)

@@ -38,10 +38,18 @@ def _uniform(bits: Words) -> NDArray[np.float32]:
     return np.where(signed < 0, ~signed, signed).astype(np.float32) * np.float32(4.6566127342e-10)
 
 
+def box_muller(first: Words, second: Words) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Two standard normal numbers from two words."""
+    radius = np.sqrt(np.float32(-2.0) * np.log(np.maximum(np.float32(1.0e-7), _uniform(first))))
+    angle = np.float32(6.283185307179586) * _uniform(second)
+    return radius * np.cos(angle), radius * np.sin(angle)
+
+
 def philox_normal(seeds: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
     """[*seeds.shape, *shape], float32, on the device of ``seeds``."""
     keys = seeds.cpu().numpy().astype(np.uint64)[..., None]
-    first, second, _, _ = philox(keys, np.arange(math.prod(shape), dtype=np.uint32), stream)
-    radius = np.sqrt(np.float32(-2.0) * np.log(np.maximum(np.float32(1.0e-7), _uniform(first))))
-    normal = radius * np.cos(np.float32(6.283185307179586) * _uniform(second))
-    return torch.from_numpy(normal).to(seeds.device).reshape((*seeds.shape, *shape))
+    count = math.prod(shape)
+    first, second, third, fourth = philox(keys, np.arange((count + 3) // 4, dtype=np.uint32), stream)
+    normal = np.stack([*box_muller(first, second), *box_muller(third, fourth)], axis=-1)
+    flat = normal.reshape((*seeds.shape, 4 * normal.shape[-2]))[..., :count]
+    return torch.from_numpy(flat.copy()).to(seeds.device).reshape((*seeds.shape, *shape))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lotts.backbones.stable_diffusion import Conditioning, StableDiffusion
+from lotts.backbones.schedulers import LinearUpdate
+from lotts.backbones.stable_diffusion import Conditioning, StableDiffusion, guide
 
-__all__ = ["Conditioning", "StableDiffusion", "backbone_for"]
+__all__ = ["Conditioning", "LinearUpdate", "StableDiffusion", "backbone_for", "guide"]
 
 
 def backbone_for(pipe: Any) -> StableDiffusion:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lotts.backbones.schedulers import LinearUpdate, linear_update
+
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
@@ -26,6 +28,14 @@ class Conditioning:
         """The same text for ``count`` samples."""
         negative = None if self.negative is None else self.negative.expand(count, -1, -1)
         return Conditioning(self.positive.expand(count, -1, -1), negative)
+
+
+def guide(rows: torch.Tensor, guidance_scale: float | None) -> torch.Tensor:
+    """Classifier-free guidance: [2B, ...], unconditional rows first, to [B, ...]. None: the rows are not doubled."""
+    if guidance_scale is None:
+        return rows
+    unconditional, conditional = rows.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)
 
 
 class StableDiffusion:
@@ -116,8 +126,7 @@ class StableDiffusion:
     def restart(self, num_inference_steps: int, step: int) -> None:
         """Forget what the scheduler remembers and make ``step`` the next one."""
         self.timesteps(num_inference_steps)
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(step)
+        self._seek(step)
 
     def signal_and_noise(self, step: int) -> tuple[float, float]:
         """(a, s) such that a * x0 + s * noise is distributed as the latents that enter ``step``."""
@@ -126,18 +135,29 @@ class StableDiffusion:
         alpha = float(self.scheduler.alphas_cumprod[int(self.scheduler.timesteps[step])])
         return alpha**0.5, (1 - alpha) ** 0.5
 
-    def predict(self, latents: torch.Tensor, step: int, text: Conditioning, guidance_scale: float) -> torch.Tensor:
-        """The model's (guided) prediction for latents [B, C, h, w]; unconditional rows come first, as in the pipeline."""
+    def predict_rows(self, latents: torch.Tensor, step: int, text: Conditioning) -> torch.Tensor:
+        """The model's prediction for latents [B, C, h, w]; under guidance [2B, C, h, w], unconditional rows first."""
+        self._seek(step)
         t = self.scheduler.timesteps[step]
         guided = text.negative is not None
         rows = torch.cat([latents, latents]) if guided else latents
         embeds = text.positive if text.negative is None else torch.cat([text.negative, text.positive])
         rows = self.scheduler.scale_model_input(rows, t)
-        prediction = self.unet(rows, t, encoder_hidden_states=embeds, return_dict=False)[0]
-        if not guided:
-            return prediction
-        unconditional, conditional = prediction.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        return self.unet(rows, t, encoder_hidden_states=embeds, return_dict=False)[0]
+
+    def predict(self, latents: torch.Tensor, step: int, text: Conditioning, guidance_scale: float) -> torch.Tensor:
+        """The (guided) prediction [B, C, h, w] for latents [B, C, h, w]."""
+        return guide(self.predict_rows(latents, step, text), None if text.negative is None else guidance_scale)
+
+    def linear_update(self, step: int) -> LinearUpdate | None:
+        """What the scheduler does at ``step``, as factors; None where it is not linear and only ``step`` can do it."""
+        return linear_update(self.scheduler, step)
+
+    def _seek(self, step: int) -> None:
+        """Make ``step`` the scheduler's next one: it counts its own steps, and some are made without it."""
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(step)
+            self.scheduler._step_index = None
 
     def step(
         self, prediction: torch.Tensor, step: int, latents: torch.Tensor, generators: list[torch.Generator] | None

@@ -5,6 +5,27 @@ import torch
 from torch import Tensor
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked ``gpu`` need one; Triton's interpreter cannot multiply bfloat16."""
+    if DEVICE == "cuda":
+        return
+    for item in items:
+        arguments = getattr(item, "callspec", None)
+        values = list(arguments.params.values()) if arguments else []
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        elif any(v == "triton" for v in values) and any(v is torch.bfloat16 for v in values):
+            item.add_marker(pytest.mark.skip(reason="bfloat16 kernels need a GPU"))
+
+
+@pytest.fixture(scope="session")
+def device():
+    return DEVICE
+
+
 def rms(x: Tensor) -> float:
     return x.double().square().mean().sqrt().item()
 
@@ -42,6 +63,6 @@ def heads_last():
 
     def make(batch, heads, tokens, dim, *, dtype=torch.float32, seed=0):
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(batch, tokens, heads, dim, generator=generator).to(dtype).transpose(1, 2)
+        return torch.randn(batch, tokens, heads, dim, generator=generator).to(DEVICE, dtype).transpose(1, 2)
 
     return make

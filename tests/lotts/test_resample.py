@@ -85,8 +85,8 @@ def test_outside_the_mask_latents_are_the_background_until_global_integration(an
         elif background == "clean":
             expected = base.result
         else:
-            moment = () if background == "fixed" else (step,)
-            expected = renoise(backbone, base.result[None], step, [derive_seed(3, background, 0, *moment)])[0]
+            stream = step if background == "fresh" else 0
+            expected = renoise(backbone, base.result[None], step, [derive_seed(3, background, 0)], stream)[0]
         assert torch.equal(out.latents[step][:, outside], expected[:, outside])
         assert not torch.equal(out.latents[step][:, mask[0]], expected[:, mask[0]])
     assert not torch.equal(out.result[:, outside], base.result[:, outside])

@@ -1,3 +1,6 @@
+import functools
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,12 +9,14 @@ from hypothesis import strategies as st
 
 from lotts.kernels import contrast_attention
 
-IMPLS = ["portable", "reference"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+IMPLS = ["triton", "portable", "reference"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def uniform(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ SHAPES = [
     (113, 77, 40),
     (203, 1, 64),
     (64, 113, 80),
-    (799, 231, 128),
+    (399, 231, 128),
     (33, 512, 160),
     (1, 77, 64),
 ]
@@ -70,7 +75,7 @@ def test_error_is_at_most_twice_that_of_eager_torch(arguments, accuracy, eager, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_output_is_the_stock_attention_bit_for_bit(arguments, dtype):
     (query, key, value, weight), sides = arguments(dtype=dtype)
-    out, _ = contrast_attention(query, key, value, weight, **sides)
+    out, _ = contrast_attention(query, key, value, weight, **sides, impl="portable")
     stock = F.scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False)
     assert torch.equal(out, stock)
 
@@ -120,13 +125,14 @@ def test_block_boundaries_leave_no_seam(arguments):
     # 3 heads of 16 padded tokens: one block holds 5461 queries, so this takes a full and a partial one.
     args, _ = arguments(n=6000, length=9, dim=40, batch=1)
     expected = contrast_attention(*args, impl="reference")[1]
-    torch.testing.assert_close(contrast_attention(*args)[1], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(contrast_attention(*args, impl="portable")[1], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_scores_do_not_overflow(arguments, dtype):
+def test_large_scores_do_not_overflow(arguments, dtype, impl):
     (query, key, value, weight), sides = arguments(dtype=dtype)
-    _, maps = contrast_attention(query * 100, key * 50, value, weight, **sides)
+    _, maps = contrast_attention(query * 100, key * 50, value, weight, **sides, impl=impl)
     assert maps.isfinite().all()
     assert maps.min() >= 0
     assert maps.max() <= 1 + 1e-6
@@ -137,16 +143,142 @@ def test_maps_are_differentiable(arguments):
     args[0].requires_grad_()
     gradients = [
         torch.autograd.grad(contrast_attention(*args, **sides, impl=impl)[1].square().sum(), args[0])[0]
-        for impl in IMPLS
+        for impl in ("portable", "reference")
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_compiles_without_graph_breaks(arguments):
-    args, sides = arguments()
-    compiled = torch.compile(contrast_attention, fullgraph=True, backend="aot_eager")
-    for actual, expected in zip(compiled(*args, **sides), contrast_attention(*args, **sides), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiles_without_graph_breaks_for_any_number_of_rows(arguments, impl):
+    compiled = torch.compile(
+        functools.partial(contrast_attention, impl=impl), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    for n in (113, 57):
+        args, sides = arguments(n=n)
+        expected = contrast_attention(*args, **sides, impl=impl)
+        for ours, theirs in zip(compiled(*args, **sides), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_hidden_tokens_are_as_good_as_absent(arguments, impl, shared):
+    args, sides = arguments(n=40)
+    seen = uniform(1 if shared else 2, 77, seed=9) > 0.4
+    out, maps = contrast_attention(*args, **sides, key_mask=seen, impl=impl)
+    for b in range(2):
+        kept = seen[0 if shared else b]
+        query, key, value, weight = (a[b : b + 1] for a in args)
+        alone = contrast_attention(query, key[:, :, kept], value[:, :, kept], weight[:, kept], impl="reference")
+        torch.testing.assert_close(out[b : b + 1], alone[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(maps[b : b + 1, ..., :2], alone[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_rows_that_see_nothing_give_zero(arguments, impl, dtype):
+    args, sides = arguments(n=40, dtype=dtype)
+    seen = torch.tensor([[True], [False]], device=DEVICE).expand(2, 77)
+    out, maps = contrast_attention(*args, **sides, key_mask=seen, impl=impl)
+    assert out.isfinite().all()
+    assert (out[0] != 0).any()
+    assert (out[1] == 0).all()
+    assert (maps[1, ..., :2] == 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_maps_add_up_in_place(arguments, impl):
+    args, sides = arguments(n=33)
+    out, maps = contrast_attention(*args, **sides, impl=impl)
+    total = torch.full((2, 3, 40, 4), 0.25, device=DEVICE)
+    window = total[:, :, :33]
+    again, returned = contrast_attention(*args, **sides, accumulate=window, impl=impl)
+    assert returned is window
+    assert torch.equal(again, out)
+    torch.testing.assert_close(window, maps + 0.25, rtol=0, atol=1e-7)
+    assert (total[:, :, 33:] == 0.25).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_small_masses_keep_their_relative_accuracy(arguments, impl, dtype):
+    # A contrast may be taken in the log domain: what is left beside a token that takes all but 1e-15 must still be exact.
+    (query, key, value, _), _ = arguments(n=50, dtype=dtype)
+    query = query * 0.1 + 1
+    key = key * 0.1
+    key[:, :, 0] = 4
+    weight = torch.ones(77, 1, device=DEVICE)
+    weight[0] = 0
+    _, maps = contrast_attention(query, key, value, weight, impl=impl)
+    truth = contrast_attention(*(a.double() for a in (query, key, value, weight)), impl="reference")[1]
+    assert truth.max() < 1e-9
+    torch.testing.assert_close(maps.double(), truth, rtol=2e-5, atol=0)
+
+
+def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(tmp_path):
+    # Sparse: only the touched pages exist. Three samples, each 2**30 elements after the other.
+    storage = np.memmap(tmp_path / "far.bin", np.float16, "w+", shape=(2**31 + 2**21,))
+    far = torch.from_numpy(storage).as_strided((3, 2, 5, 16), (2**30, 16, 32, 1))
+    near = torch.randn(3, 2, 5, 16, generator=torch.Generator().manual_seed(0)).half()
+    far.copy_(near)
+    weight = torch.rand(5, 1)
+    if DEVICE == "cuda":
+        far = torch.empty(2**31 + 2**21, dtype=torch.float16, device=DEVICE).as_strided(far.shape, far.stride()).copy_(near)
+    near, weight = near.to(DEVICE), weight.to(DEVICE)
+    expected = contrast_attention(near, near, near, weight, impl="triton")
+    for actual, value in zip(contrast_attention(far, far, far, weight, impl="triton"), expected, strict=True):
+        assert torch.equal(actual, value)
+
+
+def test_the_op_keeps_its_contract_with_torch(arguments):
+    (query, key, value, weight), sides = arguments(n=20)
+    maps = torch.zeros(2, 3, 20, 4, device=DEVICE)
+    args = (query, key, value, maps, weight, *sides.values(), None, 0.125, True)
+    torch.library.opcheck(torch.ops.lotts.contrast_attention, args)
+
+
+@pytest.mark.parametrize("config", [{"BLOCK_N": 16, "BLOCK_L": 16}, {"BLOCK_N": 64, "BLOCK_L": 128}], ids=str)
+def test_results_repeat_bit_for_bit_and_hold_for_every_block_size(arguments, config):
+    from lotts.kernels.contrast_attention.triton import launch
+
+    (query, key, value, weight), sides = arguments(n=70)
+    expected = contrast_attention(query, key, value, weight, **sides, impl="reference")
+    runs = []
+    for _ in range(2):
+        out, maps = torch.empty_like(query), torch.empty(2, 3, 70, 4, device=DEVICE)
+        pairs = [(sides[f"key_{side}"], sides[f"weight_{side}"]) for side in ("pos", "neg")]
+        launch(query, key, value, out, maps, weight, *pairs, None, 0.125, False, config)
+        runs.append((out, maps))
+    for first, second, truth in zip(*runs, expected, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_replays_on_new_inputs(arguments):
+    (query, key, value, weight), sides = arguments(dtype=torch.bfloat16)
+    total = torch.zeros(2, 3, 113, 4, device=DEVICE)
+    contrast_attention(query, key, value, weight, **sides, accumulate=total)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, _ = contrast_attention(query, key, value, weight, **sides, accumulate=total)
+    query.normal_()
+    total.zero_()
+    graph.replay()
+    expected = contrast_attention(query, key, value, weight, **sides)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(total, expected[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "heads", "dim", "length"), [(4096, 10, 64, 77), (1024, 20, 64, 77), (4096, 24, 128, 512)])
+def test_full_size_layers_are_as_accurate_as_eager_torch(arguments, accuracy, eager, dtype, n, heads, dim, length):
+    (query, key, value, weight), sides = arguments(n, length, dim, dtype, heads=heads)
+    out, maps = contrast_attention(query, key, value, weight, impl="triton")
+    truth = contrast_attention(*(a.double() for a in (query, key, value, weight)), impl="reference")
+    accuracy(out, eager(query, key, value, weight.unsqueeze(1))[0], truth[0], rms_bound=2 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(maps.double(), truth[1], rtol=1e-5, atol=1e-6)
 
 
 sizes = st.integers(1, 40)

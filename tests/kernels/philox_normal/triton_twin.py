@@ -1,31 +1,44 @@
-"""Draws the same noise with Triton's own generator, on its interpreter; run as a script with the output file's name."""
+"""Draws noise on Triton's interpreter: with Triton's own generator and with our kernel. Run as a script.
 
+Arguments: the output file, then cases ``seed:stream:count``. A process of its own, because whether kernels are interpreted
+is decided when they are made.
+"""
+
+import os
 import sys
+
+os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
 
+from lotts.kernels.philox_normal.triton import launch
+
 
 @triton.jit
-def draw(bits_ptr, words_ptr, normal_ptr, seed, stream, N: tl.constexpr):
-    offset = tl.arange(0, N)
-    first, second, _, _ = tl.randint4x(seed, offset)
-    tl.store(bits_ptr + offset, first)
-    tl.store(bits_ptr + N + offset, second)
-    tl.store(normal_ptr + offset, tl.randn(seed, offset))
-    first, second, _, _ = tl.philox(seed, offset, stream, 0, 0)
-    tl.store(words_ptr + offset, first)
-    tl.store(words_ptr + N + offset, second)
+def draw(p_words, p_normal, seed, stream, N: tl.constexpr):
+    """[N, 4] words at counter (j, stream, 0, 0), and [N, 4] numbers of randn4x, whose stream is 0."""
+    o_call = tl.arange(0, N)
+    words = tl.philox(seed, o_call, stream.to(tl.uint32), 0, 0)
+    normals = tl.randn4x(seed, o_call)
+    for w in tl.static_range(4):
+        tl.store(p_words + o_call * 4 + w, words[w].to(tl.int32, bitcast=True))
+        tl.store(p_normal + o_call * 4 + w, normals[w])
 
 
-def main(path: str, seed: int, stream: int, count: int) -> None:
-    bits, words = torch.zeros(2, 2, count, dtype=torch.int32)
-    normal = torch.zeros(count)
-    draw[(1,)](bits, words, normal, seed, stream, N=count)
-    np.savez(path, bits=bits.numpy(), words=words.numpy(), normal=normal.numpy())
+def main(path: str, cases: list[str]) -> None:
+    found = {}
+    for case in cases:
+        seed, stream, count = map(int, case.split(":"))
+        calls = triton.next_power_of_2((count + 3) // 4)
+        words, normal = torch.zeros(calls, 4, dtype=torch.int32), torch.zeros(calls, 4)
+        draw[(1,)](words, normal, seed, stream, N=calls)
+        found[f"{case}:words"], found[f"{case}:randn4x"] = words.numpy(), normal.numpy().reshape(-1)[:count]
+        found[f"{case}:kernel"] = launch(torch.tensor([seed]), count, stream)[0].numpy()
+    np.savez(path, **found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1], sys.argv[2:])

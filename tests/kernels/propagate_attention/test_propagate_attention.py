@@ -1,3 +1,6 @@
+import functools
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +9,8 @@ from hypothesis import strategies as st
 
 from lotts.kernels import propagate_attention
 
-IMPLS = ["portable", "reference"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IMPLS = ["triton", "portable", "reference"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -17,7 +21,7 @@ def arguments(heads_last):
         key = heads_last(batch, heads, m, dim, dtype=dtype, seed=2)
         value = heads_last(batch, heads, m, dim, dtype=dtype, seed=3)
         shape = (batch, heads, m, columns) if per_head else (batch, m, columns)
-        return query, key, value, torch.rand(shape, generator=torch.Generator().manual_seed(4))
+        return query, key, value, torch.rand(shape, generator=torch.Generator().manual_seed(4)).to(DEVICE)
 
     return make
 
@@ -25,7 +29,7 @@ def arguments(heads_last):
 SHAPES = [
     # query tokens, key tokens, head dim, columns, columns per head
     (113, 203, 40, 1, False),
-    (799, 799, 64, 3, False),
+    (399, 399, 64, 3, False),
     (203, 77, 80, 16, False),
     (64, 231, 128, 2, True),
     (33, 512, 160, 16, True),
@@ -55,26 +59,29 @@ def test_error_is_at_most_twice_that_of_eager_torch(
 @pytest.mark.parametrize("dim", [40, 64, 128])
 def test_output_is_the_stock_attention(arguments, dim, dtype):
     query, key, value, columns = arguments(dim=dim, dtype=dtype)
-    out, _ = propagate_attention(query, key, value, columns)
+    out, _ = propagate_attention(query, key, value, columns, impl="portable")
     stock = F.scaled_dot_product_attention(query, key, value)
     # Bits are equal with MKL on AVX-512; other matrix libraries may sum in another order when V is wider.
     assert (out - stock).abs().max() <= torch.finfo(dtype).eps * stock.abs().max()
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_half_precision_keeps_columns_of_any_size(arguments, dtype, size):
+def test_half_precision_keeps_columns_of_any_size(arguments, dtype, size, impl):
     query, key, value, columns = arguments(dtype=dtype)
-    _, maps = propagate_attention(query, key, value, columns * size)
+    _, maps = propagate_attention(query, key, value, columns * size, impl=impl)
     _, truth = propagate_attention(*[a.double() for a in (query, key, value, columns * size)], impl="reference")
     assert ((maps.double() - truth) / size).abs().max() <= torch.finfo(dtype).eps / 4
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_constant_columns_come_back(arguments, dtype):
+def test_constant_columns_come_back(arguments, dtype, impl):
     query, key, value, columns = arguments(dtype=dtype)
-    _, maps = propagate_attention(query, key, value, torch.full_like(columns, 0.3))
-    assert (maps - 0.3).abs().max() <= 1e-6
+    _, maps = propagate_attention(query, key, value, torch.full_like(columns, 0.3), impl=impl)
+    # The kernel keeps a column as two bfloat16 numbers, which hold 0.3 to 2**-18 of it.
+    assert (maps - 0.3).abs().max() <= (2.5e-6 if dtype == torch.bfloat16 and impl == "triton" else 1e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -98,12 +105,13 @@ def test_scale_multiplies_the_scores(arguments, impl):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("impl", ["triton", "portable"])
 @pytest.mark.parametrize("value_dim", [8, 96])
-def test_values_may_be_narrower_or_wider_than_keys(arguments, heads_last, value_dim):
+def test_values_may_be_narrower_or_wider_than_keys(arguments, heads_last, value_dim, impl):
     query, key, _, columns = arguments()
     value = heads_last(2, 3, 203, value_dim)
     for actual, expected in zip(
-        propagate_attention(query, key, value, columns),
+        propagate_attention(query, key, value, columns, impl=impl),
         propagate_attention(query, key, value, columns, impl="reference"),
         strict=True,
     ):
@@ -119,12 +127,171 @@ def test_zero_rows_give_zero_rows(arguments, batch, n, dtype, impl):
     assert maps.shape == (batch, 3, n, 2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiles_without_graph_breaks(arguments, dtype):
-    args = arguments(dtype=dtype)
-    compiled = torch.compile(propagate_attention, fullgraph=True, backend="aot_eager")
-    for actual, expected in zip(compiled(*args), propagate_attention(*args), strict=True):
-        torch.testing.assert_close(actual, expected)
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_compiles_without_graph_breaks_for_any_number_of_tokens(arguments, dtype, impl):
+    compiled = torch.compile(
+        functools.partial(propagate_attention, impl=impl), fullgraph=True, backend="aot_eager", dynamic=True
+    )
+    for n, m in ((113, 203), (57, 90)):
+        args = arguments(n, m, dtype=dtype)
+        for ours, theirs in zip(compiled(*args), propagate_attention(*args, impl=impl), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_hidden_keys_are_as_good_as_absent_and_rows_without_any_give_zero(arguments, dtype, impl):
+    query, key, value, columns = arguments(n=40, dtype=dtype)
+    seen = torch.rand(2, 203, generator=torch.Generator().manual_seed(5)).to(DEVICE) > 0.4
+    seen[1] = False
+    out, maps = propagate_attention(query, key, value, columns, key_mask=seen, impl=impl)
+    kept = seen[0]
+    alone = propagate_attention(
+        query[:1], key[:1, :, kept], value[:1, :, kept], columns[:1, kept], impl="reference"
+    )
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(out[:1], alone[0], **close)
+    torch.testing.assert_close(maps[:1], alone[1], **close)
+    assert (out[1] == 0).all()
+    assert (maps[1] == 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_maps_add_up_in_place(arguments, impl):
+    args = arguments(n=33)
+    out, maps = propagate_attention(*args, impl=impl)
+    total = torch.full((2, 3, 40, 2), 0.25, device=DEVICE)
+    window = total[:, :, :33]
+    again, returned = propagate_attention(*args, accumulate=window, impl=impl)
+    assert returned is window
+    assert torch.equal(again, out)
+    torch.testing.assert_close(window, maps + 0.25, rtol=0, atol=1e-7)
+    assert (total[:, :, 33:] == 0.25).all()
+
+
+def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(tmp_path):
+    # Sparse: only the touched pages exist. Three samples, each 2**30 elements after the other.
+    shape, strides, size = (3, 2, 5, 16), (2**30, 16, 32, 1), 2**31 + 2**21
+    near = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
+    if DEVICE == "cuda":
+        far = torch.empty(size, dtype=torch.float16, device=DEVICE)
+    else:
+        far = torch.from_numpy(np.memmap(tmp_path / "far.bin", np.float16, "w+", shape=(size,)))
+    far = far.as_strided(shape, strides).copy_(near)
+    columns = torch.rand(3, 5, 1, device=DEVICE)
+    expected = propagate_attention(near, near, near, columns, impl="triton")
+    for actual, value in zip(propagate_attention(far, far, far, columns, impl="triton"), expected, strict=True):
+        assert torch.equal(actual, value)
+
+
+@pytest.mark.parametrize("sizes", [(), (3, 5)], ids=str)
+def test_the_op_keeps_its_contract_with_torch(arguments, sizes):
+    query, key, value, columns = arguments(n=30, m=30)
+    maps = torch.zeros(2, 3, 30, 2 + len(sizes), device=DEVICE)
+    args = (query, key, value, columns, maps, None, sizes, 10, 18, 30, 0.125, True)
+    torch.library.opcheck(torch.ops.lotts.propagate_attention, args)
+
+
+@pytest.mark.parametrize("config", [{"BLOCK_N": 16, "BLOCK_M": 16}, {"BLOCK_N": 64, "BLOCK_M": 256}], ids=str)
+def test_results_repeat_bit_for_bit_and_hold_for_every_block_size(arguments, config):
+    from lotts.kernels.propagate_attention.triton import launch
+
+    query, key, value, columns = arguments(n=70, m=90)
+    expected = propagate_attention(query, key, value, columns, impl="reference")
+    runs = []
+    for _ in range(2):
+        out, maps = torch.empty_like(query), torch.empty(2, 3, 70, 2, device=DEVICE)
+        launch(query, key, value, columns.unsqueeze(1), out, maps, None, [], 90, (0, 0), 0.125, False, config)
+        runs.append((out, maps))
+    for first, second, truth in zip(*runs, expected, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, truth, rtol=1e-5, atol=1e-6)
+
+
+# Text, probes and image in the orders of FLUX (text first) and of SD3 (image first), and probes amid the image's keys.
+JOINT = [
+    {"probe_sizes": (7, 13), "probe_start": 20, "context": (40, 150)},
+    {"probe_sizes": (7, 13), "probe_start": 130, "context": (0, 110)},
+    {"probe_sizes": (1,), "probe_start": 60, "context": (0, 50)},
+]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("joint", JOINT, ids=str)
+def test_the_joint_form_is_as_accurate_as_eager_torch(arguments, accuracy, eager, joint, dtype, impl):
+    args = arguments(150, 150, dtype=dtype)
+    out, maps = propagate_attention(*args, **joint, impl=impl)
+    truth = propagate_attention(*[a.double() for a in args], **joint, impl="reference")
+    eager_out, eager_maps = eager(args[0], args[1], args[2], args[3].unsqueeze(1))
+    plain = propagate_attention(*[a.double() for a in args], impl="reference")
+    # Eager torch has no joint form; its error on the plain one is the measure.
+    accuracy(out, eager_out - plain[0] + truth[0], truth[0], rms_bound=max(2e-6, 2 * torch.finfo(dtype).eps))
+    accuracy(
+        maps[..., :2], eager_maps - plain[1] + truth[1][..., :2], truth[1][..., :2],
+        rms_bound=max(2e-6, torch.finfo(dtype).eps / 2),
+    )  # fmt: skip
+    # The masses of the groups are ratios of sums in float32, accurate relative to their own size.
+    torch.testing.assert_close(maps[..., 2:].double(), truth[1][..., 2:], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["triton", "portable"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("joint", JOINT, ids=str)
+def test_main_tokens_do_not_notice_the_probes_bit_for_bit(arguments, joint, dtype, impl):
+    query, key, value, columns = arguments(150, 150, dtype=dtype)
+    stop = joint["probe_start"] + sum(joint["probe_sizes"])
+    main = torch.cat([torch.arange(joint["probe_start"]), torch.arange(stop, 150)]).to(DEVICE)
+    key[:, :, joint["probe_start"] : stop] *= 100
+    out, maps = propagate_attention(query, key, value, columns, **joint, impl=impl)
+    # The portable form has two columns of its own beside the user's: as many here, so that the calls are alike.
+    beside = torch.cat([columns, columns], -1) if impl == "portable" else columns
+    alone = propagate_attention(*(t[:, :, main] for t in (query, key, value)), beside[:, main], impl=impl)
+    assert torch.equal(out[:, :, main], alone[0])
+    if impl == "triton":
+        assert torch.equal(maps[:, :, main, :2], alone[1])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_group_that_hardly_counts_keeps_its_relative_mass(arguments, impl):
+    query, key, value, columns = arguments(150, 150)
+    query, key = query * 0.1 + 1, key * 0.1
+    key[:, :, 20:27] -= 3
+    _, maps = propagate_attention(query, key, value, columns, **JOINT[0], impl=impl)
+    truth = propagate_attention(*(a.double() for a in (query, key, value, columns)), **JOINT[0], impl="reference")[1]
+    main = [*range(20), *range(40, 150)]
+    assert truth[:, :, main, 2].max() < 1e-8
+    torch.testing.assert_close(maps[:, :, main, 2].double(), truth[:, :, main, 2], rtol=2e-5, atol=0)
+    assert (maps[:, :, 20:40, 2:] == 0).all()
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_replays_on_new_inputs(arguments):
+    query, key, value, columns = arguments(150, 150, dtype=torch.bfloat16)
+    total = torch.zeros(2, 3, 150, 4, device=DEVICE)
+    propagate_attention(query, key, value, columns, **JOINT[0], accumulate=total)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, _ = propagate_attention(query, key, value, columns, **JOINT[0], accumulate=total)
+    query.normal_()
+    total.zero_()
+    graph.replay()
+    expected = propagate_attention(query, key, value, columns, **JOINT[0])
+    assert torch.equal(out, expected[0])
+    assert torch.equal(total, expected[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("tokens", "heads", "dim"), [(4096, 10, 64), (9216, 5, 64), (4608, 24, 128)])
+def test_full_size_layers_are_as_accurate_as_eager_torch(arguments, accuracy, eager, dtype, tokens, heads, dim):
+    args = arguments(tokens, tokens, dim, dtype, batch=1, heads=heads)
+    out, maps = propagate_attention(*args, impl="triton")
+    truth = propagate_attention(*[a.double() for a in args], impl="reference")
+    eager_out, eager_maps = eager(*args[:3], args[3].unsqueeze(1))
+    accuracy(out, eager_out, truth[0], rms_bound=2 * torch.finfo(dtype).eps)
+    accuracy(maps, eager_maps, truth[1], rms_bound=torch.finfo(dtype).eps / 2)
 
 
 sizes = st.integers(1, 40)
@@ -161,9 +328,32 @@ def test_laws_of_the_maps(n, m, heads, dim, seed):
         ({"key": torch.zeros(2, 3, 203, 8)}, ValueError, "key: expected shape .* with B=2, H=3, D=64, got"),
         ({"value": torch.zeros(2, 3, 203, 64).half()}, TypeError, "value: expected dtype torch.float32, got"),
         ({"impl": "eager"}, ValueError, "impl: expected None or one of"),
+        ({"key_mask": torch.ones(2, 9, dtype=torch.bool)}, ValueError, r"key_mask: expected shape \[B\|1, M\]"),
+        ({"probe_sizes": (3,)}, ValueError, "probe_start, context: expected positions to go with probe_sizes"),
+        ({"probe_start": 3}, ValueError, "probe_sizes: expected the size of each probe group"),
+        (
+            {"probe_sizes": (3,), "probe_start": 0, "context": (5, 9)},
+            ValueError,
+            "query, key: expected one joint sequence with probe groups, got 113 and 203 tokens",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, changes, error, message):
     everything = dict(zip(("query", "key", "value", "columns"), arguments(), strict=True)) | changes
     with pytest.raises(error, match=message):
         propagate_attention(**everything)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"probe_sizes": (7, 0)}, "probe_sizes: expected groups of at least 1 within 150 tokens"),
+        ({"probe_sizes": (70, 71)}, "probe_sizes: expected groups of at least 1 within 150 tokens"),
+        ({"context": (39, 150)}, r"context: expected a range \[from, to\) of 150 tokens without probes"),
+        ({"context": (60, 60)}, r"context: expected a range \[from, to\) of 150 tokens without probes"),
+    ],
+    ids=str,
+)
+def test_probe_groups_out_of_place_are_refused(arguments, changes, message):
+    with pytest.raises(ValueError, match=message):
+        propagate_attention(*arguments(150, 150), **(JOINT[0] | changes))

@@ -1,0 +1,254 @@
+"""What is measured on a GPU: every op at the shapes that real pipelines give it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import lotts.kernels
+from bench import baselines
+from bench.accuracy import Check, compare
+
+Call = Callable[[], Any]
+Inputs = dict[str, Any]
+
+#: Map-free attention: what PyTorch's own kernels take for the output alone.
+MAP_FREE = {"sdpa_flash": SDPBackend.FLASH_ATTENTION, "sdpa_cudnn": SDPBackend.CUDNN_ATTENTION}
+#: Rows and heads of a large attention that are compared with float64.
+CHECKED_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape. ``core`` cases are those of the targets, and all that ``--quick`` runs."""
+
+    op: str
+    model: str
+    pixels: int
+    batch: int
+    dtype: torch.dtype
+    core: bool
+
+    def shape(self) -> dict[str, Any]:
+        """Sizes, for the record."""
+        raise NotImplementedError
+
+    def inputs(self, device: str) -> Inputs:
+        """Keyword arguments of the op, the same ones each time."""
+        raise NotImplementedError
+
+    def ours(self, inputs: Inputs, impl: str | None = None) -> Any:
+        return getattr(lotts.kernels, self.op)(**inputs, impl=impl)
+
+    def formula(self) -> Callable[..., Any]:
+        """The eager baseline, which takes the same keyword arguments."""
+        return getattr(baselines, self.op)
+
+    def rivals(self, inputs: Inputs) -> dict[str, Call]:
+        """Calls that are not the op's own implementations, by name."""
+        return {}
+
+    def check(self, inputs: Inputs, result: Any) -> list[Check]:
+        """Whether ``result``, made from ``inputs`` by any implementation, is right."""
+        raise NotImplementedError
+
+    def flops(self) -> int:
+        """Multiplications and additions of the matrix products, the maps' included."""
+        return 0
+
+    def traffic(self, inputs: Inputs, result: Any) -> int:
+        """Bytes that must move once: all that is read, and all that is written."""
+        return _bytes(inputs.values()) + _bytes(result if isinstance(result, tuple) else (result,))
+
+    @property
+    def name(self) -> str:
+        sizes = " ".join(f"{key}={value}" for key, value in self.shape().items())
+        return f"{self.op} {self.model} {self.pixels}px {sizes}"
+
+
+def _bytes(values: Any) -> int:
+    return sum(value.nbytes for value in values if torch.is_tensor(value))
+
+
+class _Maker:
+    """Tensors from one seeded stream, made on the CPU so that every machine measures the same numbers."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self.device, self.dtype, self.generator = device, dtype, torch.Generator().manual_seed(0)
+
+    def heads(self, batch: int, heads: int, tokens: int, dim: int) -> Tensor:
+        """[B, H, N, D] as attention layers have it: a view of [B, N, H, D]."""
+        made = torch.randn(batch, tokens, heads, dim, generator=self.generator)
+        return made.to(self.device, self.dtype).transpose(1, 2)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device, self.dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator).to(self.device)
+
+
+@dataclass(frozen=True)
+class AttentionCase(Case):
+    """Attention of ``rows`` image tokens, with maps; under ``probes`` after ``text`` tokens and the probes."""
+
+    heads: int
+    rows: int
+    dim: int
+    text: int = 77
+    columns: int = 1
+    probes: tuple[int, ...] = ()
+
+    def shape(self) -> dict[str, Any]:
+        return {"B": self.batch, "H": self.heads, "N": self.queries, "M": self.keys, "D": self.dim}
+
+    @property
+    def joint(self) -> bool:
+        return bool(self.probes)
+
+    @property
+    def queries(self) -> int:
+        return self.rows + (self.text + sum(self.probes) if self.joint else 0)
+
+    @property
+    def keys(self) -> int:
+        return self.text if self.op == "contrast_attention" else self.queries
+
+    def inputs(self, device: str) -> Inputs:
+        make = _Maker(device, self.dtype)
+        made: Inputs = {
+            "query": make.heads(self.batch, self.heads, self.queries, self.dim),
+            "key": make.heads(self.batch, self.heads, self.keys, self.dim),
+            "value": make.heads(self.batch, self.heads, self.keys, self.dim),
+        }
+        if self.op == "contrast_attention":
+            made["weight"] = make.uniform(self.batch, self.keys, self.columns).round()
+            for side in ("pos", "neg"):
+                made[f"key_{side}"] = make.heads(self.batch, self.heads, self.keys, self.dim)
+                made[f"weight_{side}"] = make.uniform(self.batch, self.keys).round()
+            return made
+        made["columns"] = make.uniform(self.batch, self.keys, self.columns)
+        if self.joint:
+            stop = self.text + sum(self.probes)
+            made |= {"probe_sizes": self.probes, "probe_start": self.text, "context": (stop, self.queries)}
+        return made
+
+    def rivals(self, inputs: Inputs) -> dict[str, Call]:
+        plain = [self._without_probes(inputs[name]) for name in ("query", "key", "value")]
+
+        def attention(backend: SDPBackend) -> Call:
+            def call() -> Tensor:
+                with sdpa_kernel(backend):
+                    return F.scaled_dot_product_attention(*plain)
+
+            return call
+
+        # Named for how it makes the maps: columns beside V, or, where prompts are short, blocks of the attention matrix.
+        calls = {name: attention(backend) for name, backend in MAP_FREE.items()}
+        return {**calls, "portable": lambda: self.ours(inputs, impl="portable")}
+
+    def _without_probes(self, tokens: Tensor) -> Tensor:
+        """The tokens that a run without maps would have; laid out as the run would have them."""
+        if not self.joint:
+            return tokens
+        kept = [tokens[:, :, : self.text], tokens[:, :, self.text + sum(self.probes) :]]
+        return torch.cat([part.transpose(1, 2) for part in kept], dim=1).transpose(1, 2)
+
+    def check(self, inputs: Inputs, result: Any) -> list[Check]:
+        # The first and the last head; of long sequences, rows at even distances. Rows of a softmax do not depend on one
+        # another, but a joint sequence has its probes in fixed places, so there all rows are compared.
+        heads = slice(None, None, max(1, self.heads - 1))
+        step = 1 if self.joint else max(1, self.queries // CHECKED_ROWS)
+        rows = slice((self.queries - 1) % step, None, step)
+        part = {name: a[:, heads] if torch.is_tensor(a) and a.ndim == 4 else a for name, a in inputs.items()}
+        part["query"] = part["query"][:, :, rows]
+        wide = {name: a.double() if torch.is_tensor(a) else a for name, a in part.items()}
+        truth = getattr(lotts.kernels, self.op)(**wide, impl="reference")
+        eager = self.formula()(**part)
+        epsilon = torch.finfo(self.dtype).eps
+        map_bound = 1e-6 if self.op == "contrast_attention" else max(1e-6, epsilon / 2)
+        bounds = {"output": max(1e-6, 2 * epsilon), "maps": map_bound}
+        return [
+            compare(name, mine[:, heads][:, :, rows], theirs, true, bounds[name])
+            for name, mine, theirs, true in zip(bounds, result, eager, truth, strict=True)
+        ]
+
+    def flops(self) -> int:
+        pairs = self.batch * self.heads * self.queries * self.keys
+        if self.op == "contrast_attention":
+            return 2 * pairs * (4 * self.dim + self.columns + 2)
+        return 2 * pairs * (2 * self.dim + self.columns)
+
+    def plain_traffic(self, inputs: Inputs) -> int:
+        """Bytes that attention without maps must move."""
+        tensors = [self._without_probes(inputs[name]) for name in ("query", "key", "value", "query")]
+        return _bytes(tensors)
+
+
+@dataclass(frozen=True)
+class LatentCase(Case):
+    """Latents [batch, channels, side, side], ``refinements`` of each where noise is injected."""
+
+    channels: int
+    side: int
+    refinements: int = 1
+    guidance: bool = False
+
+    def shape(self) -> dict[str, Any]:
+        return {"B": self.batch, "K": self.refinements, "C": self.channels, "h": self.side, "w": self.side}
+
+    def inputs(self, device: str) -> Inputs:
+        make = _Maker(device, self.dtype)
+        sizes = (self.channels, self.side, self.side)
+        common = {
+            "mask": make.uniform(self.batch, 1, self.side, self.side).mul(2).sub(0.5).clamp(0, 1),
+            "background": make.normal(self.batch, *sizes),
+        }
+        if self.op == "inject_noise":
+            seeds = torch.arange(self.batch * self.refinements, device=device).reshape(self.batch, self.refinements)
+            return {"x0": make.normal(self.batch, *sizes), **common, "seeds": seeds, "signal": 0.8, "noise": 0.6}
+        rows = self.batch * (2 if self.guidance else 1)
+        made = {"latents": make.normal(self.batch, *sizes), "prediction": make.normal(rows, *sizes), **common}
+        made |= {"latents_factor": 0.98, "prediction_factor": -0.05}
+        return made | ({"guidance_scale": 5.0} if self.guidance else {})
+
+    def check(self, inputs: Inputs, result: Any) -> list[Check]:
+        # The first and the last sample: the noise of the reference is made by NumPy, on one core.
+        ends = [0, self.batch - 1]
+        part = {name: a[ends] if torch.is_tensor(a) else a for name, a in inputs.items()}
+        drawn: dict[str, Tensor] = {}
+        if self.op == "inject_noise":
+            noise = lotts.kernels.philox_normal(part["seeds"], part["x0"].shape[1:], impl="reference")
+            drawn = {"drawn": noise}
+        else:
+            halves = inputs["prediction"].unflatten(0, (-1, self.batch))
+            part["prediction"] = halves[:, ends].flatten(0, 1)
+        wide = {name: a.double() if torch.is_tensor(a) and a.is_floating_point() else a for name, a in part.items()}
+        truth = self.formula()(**wide, **{name: a.double() for name, a in drawn.items()})
+        eager = self.formula()(**part, **{name: a.to(self.dtype) for name, a in drawn.items()})
+        return [compare("latents", result[ends], eager, truth, torch.finfo(self.dtype).eps)]
+
+
+@dataclass(frozen=True)
+class NoiseCase(Case):
+    """Noise alone, [batch, channels, side, side] in float32; the baseline is torch.randn, which makes other numbers."""
+
+    channels: int
+    side: int
+
+    def shape(self) -> dict[str, Any]:
+        return {"B": self.batch, "C": self.channels, "h": self.side, "w": self.side}
+
+    def inputs(self, device: str) -> Inputs:
+        return {"seeds": torch.arange(self.batch, device=device), "shape": (self.channels, self.side, self.side)}
+
+    def check(self, inputs: Inputs, result: Any) -> list[Check]:
+        ends = [0, self.batch - 1]
+        truth = lotts.kernels.philox_normal(inputs["seeds"][ends], inputs["shape"], impl="reference")
+        error = result[ends].double() - truth.double()
+        # Bits are equal everywhere; logarithm, sine and cosine differ between libraries by units in the last place.
+        return [Check("noise", error.abs().max().item(), 4e-6, error.square().mean().sqrt().item(), 1e-6)]

@@ -1,0 +1,108 @@
+"""Fair timing: who runs takes turns, a GPU's cache is cold, and ratios are taken within a round."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+#: Clock cycles the GPU waits before a timed call, about a millisecond: by then the CPU has queued all of the call's kernels,
+#: so that events time the device and not the launches.
+HEAD_START = 2_000_000
+
+
+def rounds_of(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """(round, name), each name once a round, starting one place further each time.
+
+    So a machine that slows down slows all alike, and nobody always runs after the same neighbour.
+    """
+    for i_round in range(rounds):
+        first = i_round % len(names)
+        yield from ((i_round, name) for name in [*names[first:], *names[:first]])
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80."""
+    if len(values) == 1:
+        return dict.fromkeys(("p20", "p50", "p80"), values[0])
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return {"p20": tenths[1], "p50": tenths[4], "p80": tenths[7]}
+
+
+def median_ratio(values: Sequence[float], baseline: Sequence[float]) -> float:
+    """The median over rounds of the ratio within a round."""
+    return statistics.median(value / base for value, base in zip(values, baseline, strict=True))
+
+
+@dataclass
+class Times:
+    """Seconds of one provider: device time with a cold cache, and elapsed time of the call with a warm one."""
+
+    device: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+
+
+class GpuTimer:
+    """Times calls on the current CUDA device."""
+
+    def __init__(self) -> None:
+        cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        # Twice the cache: what a call reads must not be there from the call before.
+        self._flush = torch.empty(2 * max(cache, 64 << 20), dtype=torch.uint8, device="cuda")
+
+    def device_seconds(self, call: Callable[[], Any]) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        torch.cuda._sleep(HEAD_START)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    def wall_seconds(self, call: Callable[[], Any]) -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def extra_bytes(self, call: Callable[[], Any]) -> int:
+        """The most memory a call holds above what was held before it, its results included."""
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        del result
+        return peak - before
+
+    def interleaved(self, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+        """Each call's times over ``rounds``, after two rounds of warm-up."""
+        times = {name: Times() for name in calls}
+        names = list(calls)
+        for name in [*names, *names]:
+            self.wall_seconds(calls[name])
+        for _, name in rounds_of(names, rounds):
+            times[name].device.append(self.device_seconds(calls[name]))
+        for _, name in rounds_of(names, rounds):
+            times[name].wall.append(self.wall_seconds(calls[name]))
+        return times
+
+    def roofline(self, megabytes: int = 1024, size: int = 8192, rounds: int = 20) -> dict[str, float]:
+        """What this GPU reaches: bytes a second of a large copy, and multiply-adds (as 2) a second of a bfloat16 product."""
+        source = torch.empty(megabytes << 20, dtype=torch.uint8, device="cuda")
+        target = torch.empty_like(source)
+        a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        product = torch.empty_like(a)
+        calls = {"copy": lambda: target.copy_(source), "matmul": lambda: torch.mm(a, b, out=product)}
+        times = self.interleaved(calls, rounds)
+        return {
+            "copy_bytes_per_second": 2 * source.numel() / statistics.median(times["copy"].device),
+            "matmul_flops_per_second": 2 * size**3 / statistics.median(times["matmul"].device),
+        }

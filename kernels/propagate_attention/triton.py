@@ -1,0 +1,288 @@
+"""propagate_attention as one Triton kernel: flash attention in which a few columns ride beside V.
+
+The columns W and, as one more column, ones form a second, narrow operand of the same probabilities: softmax(QK^T) W comes out
+next to the output, and the ones bring the softmax's denominator out of the tensor cores too. In half precision each column
+rides as the part that bfloat16 (float16) keeps and what that leaves over, so columns keep about 16 (22) bits; and because
+the denominator sums the very probabilities that weigh the columns, a constant column comes back constant.
+
+In the joint form the sequence holds main tokens and, in one gap among them, groups of probe tokens. Main tokens attend to
+main tokens as if there were no gap; a group attends to itself and to the context (the image). Keys are counted without the
+gap, so tiles, and with them the main tokens' results, are the same with probes and without.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lotts.kernels import launch as table
+from lotts.kernels.tiles import LOG2_E, batch_stride, head_dims, load_tile, query_block, raise_maximum, scores
+
+
+@triton.jit
+def propagate_attention_kernel(
+    q, k, v, w, o, maps, key_mask, bounds,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_km, stride_vb, stride_vh, stride_vm,
+    stride_wb, stride_wh, stride_wm, stride_ob, stride_oh, stride_on, stride_pb, stride_ph, stride_pn, stride_kmb,
+    H, N, M, gap, gap_size, context_start, context_stop, main_blocks, blocks_per_group, score_scale,
+    C: tl.constexpr, GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, ACCUMULATE: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    CHUNK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    i_n, i_bh = tl.program_id(0), tl.program_id(1)
+    # int64: batch and head offsets of long sequences pass 2**31
+    i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
+    o_n, o_m = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
+    o_dv, o_c = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_C)
+
+    # Rows and keys of this program, each in two runs: positions below `split` lie from `head` on, the others from `tail` on.
+    # [BLOCK_N]
+    o_row = i_n * BLOCK_N + o_n
+    rows, keys = N, M
+    is_main = True
+    if GROUPS > 0:
+        is_main = i_n < main_blocks
+        i_group = tl.where(is_main, 0, (i_n - main_blocks) // blocks_per_group)
+        group_start, group_stop = tl.load(bounds + i_group), tl.load(bounds + i_group + 1)
+        o_row -= tl.where(is_main, 0, (main_blocks + i_group * blocks_per_group) * BLOCK_N)
+        rows = tl.where(is_main, N - gap_size, group_stop - group_start)
+        keys = tl.where(is_main, M - gap_size, group_stop - group_start + context_stop - context_start)
+        head = tl.where(is_main, 0, group_start)
+        split = tl.where(is_main, gap, group_stop - group_start)
+        tail = tl.where(is_main, gap + gap_size, context_start)
+        # The context, in main positions.
+        past_gap = tl.where(context_start >= gap + gap_size, gap_size, 0)
+        seen_start, seen_stop = context_start - past_gap, context_stop - past_gap
+        m_n = o_row < rows
+        o_row = tl.where(is_main, tl.where(o_row < gap, o_row, o_row + gap_size), group_start + o_row)
+    else:
+        m_n = o_row < rows
+        head, split, tail, seen_start, seen_stop = 0, 0, 0, 0, 0
+
+    o_row = o_row.to(tl.int64)
+    p_q = q + i_b * stride_qb + i_h * stride_qh + o_row[:, None] * stride_qn
+    # [BLOCK_N, BLOCK_D]
+    b_q = query_block(p_q, m_n, D, BLOCK_D, CHUNK_D)
+    k += i_b * stride_kb + i_h * stride_kh
+    v += i_b * stride_vb + i_h * stride_vh
+    w += i_b * stride_wb + i_h * stride_wh
+    key_mask += i_b * stride_kmb
+
+    # [BLOCK_N]
+    b_max = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    b_seen = tl.zeros([BLOCK_N], tl.float32)
+    # [BLOCK_N, BLOCK_DV], [BLOCK_N, BLOCK_W]
+    b_o = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    b_w = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
+    whole = keys // BLOCK_M * BLOCK_M
+    for start in range(0, whole, BLOCK_M):
+        b_max, b_seen, b_o, b_w = attend(
+            b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, start + o_m, keys, head, split, tail, seen_start, seen_stop,
+            stride_km, stride_vm, stride_wm, score_scale, o_dv,
+            C, GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, False,
+        )  # fmt: skip
+    if whole < keys:
+        b_max, b_seen, b_o, b_w = attend(
+            b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, whole + o_m, keys, head, split, tail, seen_start, seen_stop,
+            stride_km, stride_vm, stride_wm, score_scale, o_dv,
+            C, GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, True,
+        )  # fmt: skip
+
+    # A column's halves lie side by side; the ones are column C.
+    # [BLOCK_N, BLOCK_C]
+    b_maps = tl.sum(tl.reshape(b_w, [BLOCK_N, BLOCK_C, BLOCK_W // BLOCK_C]), axis=2)
+    b_sum = tl.sum(tl.where((o_c == C)[None, :], b_maps, 0.0), axis=1)
+    # A row that saw nothing has sum 0 and stays 0.
+    b_scale = 1.0 / tl.where(b_sum > 0.0, b_sum, 1.0)
+    b_maps *= b_scale[:, None]
+    p_o = o + i_b * stride_ob + i_h * stride_oh + o_row[:, None] * stride_on + o_dv[None, :]
+    tl.store(p_o, (b_o * b_scale[:, None]).to(o.dtype.element_ty), mask=m_n[:, None] & (o_dv < DV)[None, :])
+
+    for i_g in tl.static_range(GROUPS):
+        # What a main row would give to this group, were its only rival the context: a ratio of two sums of exponentials,
+        # taken in the log domain, so that it is exact however small.
+        group_start, group_stop = tl.load(bounds + i_g), tl.load(bounds + i_g + 1)
+        b_top, b_group = group_sum(
+            b_q, m_n, k, stride_km, group_start, group_stop, score_scale,
+            D, BLOCK_D, CHUNK_D, PRECISION, BLOCK_N, BLOCK_M,
+        )  # fmt: skip
+        b_rival = b_max + tl.math.log2(b_seen) - b_top - tl.math.log2(b_group)
+        b_mass = tl.where(is_main, 1.0 / (1.0 + tl.math.exp2(b_rival)), 0.0)
+        b_maps = tl.where((o_c == C + i_g)[None, :], b_mass[:, None], b_maps)
+
+    p_maps = maps + i_b * stride_pb + i_h * stride_ph + o_row[:, None] * stride_pn + o_c[None, :]
+    m_maps = m_n[:, None] & (o_c < C + GROUPS)[None, :]
+    if ACCUMULATE:
+        b_maps += tl.load(p_maps, mask=m_maps, other=0.0)
+    tl.store(p_maps, b_maps, mask=m_maps)
+
+
+@triton.jit
+def attend(
+    b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, o_key, keys, head, split, tail, seen_start, seen_stop,
+    stride_km, stride_vm, stride_wm, score_scale, o_dv,
+    C: tl.constexpr, GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_W: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys at positions ``o_key`` [BLOCK_M] (the last tile is RAGGED) joins the running softmax."""
+    # [BLOCK_M]
+    m_m = o_key < keys
+    o_at = o_key
+    if GROUPS > 0:
+        o_at = tl.where(o_key < split, head + o_key, tail + o_key - split)
+    o_at = o_at.to(tl.int64)
+    # [BLOCK_N, BLOCK_M]
+    b_s = scores(
+        b_q, m_n, k + o_at[:, None] * stride_km, m_m, score_scale, D, BLOCK_D, CHUNK_D, PRECISION, RAGGED
+    )  # fmt: skip
+    # [BLOCK_M, BLOCK_DV]
+    b_v = load_tile(v + o_at[:, None] * stride_vm, m_m, o_dv, DV, BLOCK_DV, RAGGED)
+    if HAS_MASK:
+        m_seen = m_m & (tl.load(key_mask + o_at, mask=m_m, other=0) != 0)
+        b_s = tl.where(m_seen[None, :], b_s, float("-inf"))
+    elif RAGGED:
+        b_s = tl.where(m_m[None, :], b_s, float("-inf"))
+    b_max, b_shift, b_fade = raise_maximum(b_max, b_s, HAS_MASK)
+    b_p = tl.math.exp2(b_s - b_shift[:, None])
+    if GROUPS > 0:
+        m_context = (o_key >= seen_start) & (o_key < seen_stop)
+        b_seen = b_seen * b_fade + tl.sum(tl.where(m_context[None, :], b_p, 0.0), axis=1)
+    b_p = b_p.to(b_v.dtype)
+    b_o = tl.dot(b_p, b_v, b_o * b_fade[:, None], input_precision=PRECISION)
+
+    # [BLOCK_M, BLOCK_W]: columns 0, 1, ..., C - 1 and ones, each once or, in half precision, as two halves.
+    SPLIT: tl.constexpr = 1 if b_v.dtype == tl.float32 else 2
+    o_w = tl.arange(0, BLOCK_W)
+    o_column = o_w // SPLIT
+    m_w = m_m[:, None] & (o_column < C)[None, :]
+    b_column = tl.load(w + o_at[:, None] * stride_wm + o_column[None, :], mask=m_w, other=0.0)
+    b_column = tl.where((o_column == C)[None, :], 1.0, b_column)
+    if SPLIT == 1:
+        b_w = tl.dot(b_p, b_column, b_w * b_fade[:, None], input_precision=PRECISION)
+    else:
+        b_unit = tl.full([BLOCK_W], 1.0, tl.float32)
+        if b_v.dtype == tl.float16:
+            # float16 has too few exponents for any float32 column: each tile is scaled by its largest entry.
+            b_unit = tl.max(tl.abs(b_column), axis=0)
+            b_unit = tl.where(b_unit > 0.0, b_unit, 1.0)
+            b_column /= b_unit[None, :]
+        b_high = b_column.to(b_v.dtype)
+        b_low = (b_column - b_high.to(tl.float32)).to(b_v.dtype)
+        b_half = tl.where((o_w % 2 == 0)[None, :], b_high, b_low)
+        if b_v.dtype == tl.float16:
+            b_w = b_w * b_fade[:, None] + tl.dot(b_p, b_half) * b_unit[None, :]
+        else:
+            b_w = tl.dot(b_p, b_half, b_w * b_fade[:, None])
+    return b_max, b_seen, b_o, b_w
+
+
+@triton.jit
+def group_sum(
+    b_q, m_n, k, stride_km, start, stop, score_scale,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Maximum [BLOCK_N] of the scores of keys ``start`` to ``stop``, and the sum of their exponentials below it."""
+    o_m = tl.arange(0, BLOCK_M)
+    b_max = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_N], tl.float32)
+    for first in range(start, stop, BLOCK_M):
+        o_at = first + o_m
+        m_m = o_at < stop
+        # [BLOCK_N, BLOCK_M]
+        p_k = k + o_at.to(tl.int64)[:, None] * stride_km
+        b_s = scores(b_q, m_n, p_k, m_m, score_scale, D, BLOCK_D, CHUNK_D, PRECISION, True)
+        b_s = tl.where(m_m[None, :], b_s, float("-inf"))
+        b_max, b_shift, b_fade = raise_maximum(b_max, b_s, False)
+        b_sum = b_sum * b_fade + tl.sum(tl.math.exp2(b_s - b_shift[:, None]), axis=1)
+    return b_max, b_sum
+
+
+def launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    columns: Tensor,
+    out: Tensor,
+    maps: Tensor,
+    key_mask: Tensor | None,
+    probe_sizes: list[int],
+    probe_start: int,
+    context: tuple[int, int],
+    scale: float,
+    accumulate: bool,
+    config: table.Config | None = None,
+) -> None:
+    """Write the output [B, H, N, Dv] and write, or add, the maps [B, H, N, C + G]; every last stride is 1."""
+    batch, heads, rows, dim = query.shape
+    keys, value_dim = value.shape[2:]
+    if config is None:
+        arch = table.architecture(query.device)
+        config = table.config("propagate_attention", arch, query.element_size() * 8, max(dim, value_dim), keys)
+    count, groups, probes = columns.shape[-1], len(probe_sizes), sum(probe_sizes)
+    main_blocks = triton.cdiv(rows - probes, config["BLOCK_N"])
+    blocks_per_group = triton.cdiv(max(probe_sizes, default=0), config["BLOCK_N"])
+    bounds = _bounds(probe_start, tuple(probe_sizes), query.device) if groups else key
+    propagate_attention_kernel[(main_blocks + groups * blocks_per_group, batch * heads)](
+        query, key, value, columns, out, maps, key if key_mask is None else key_mask, bounds,
+        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        batch_stride(columns), 0 if columns.shape[1] == 1 else columns.stride(1), columns.stride(2),
+        *out.stride()[:3], *maps.stride()[:3], 0 if key_mask is None else batch_stride(key_mask),
+        heads, rows, keys, probe_start, probes, *context, main_blocks, max(1, blocks_per_group), scale * LOG2_E,
+        C=count, GROUPS=groups, HAS_MASK=key_mask is not None, ACCUMULATE=accumulate,
+        **head_dims(dim, value_dim, query.element_size()), PRECISION=table.dot_precision(query.device),
+        **_column_blocks(count, groups, query.element_size()), **config,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _bounds(start: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where the probe groups begin, and where the last one ends. Kept: a copy to the device cannot be part of a CUDA graph."""
+    ends = [start]
+    for size in sizes:
+        ends.append(ends[-1] + size)
+    return torch.tensor(ends, dtype=torch.int32, device=device)
+
+
+def _column_blocks(columns: int, groups: int, element_size: int) -> dict[str, int]:
+    """Widths of the tile of columns and of the tile of maps: both hold the columns, the ones and the groups' masses."""
+    width = triton.next_power_of_2(columns + max(1, groups))
+    split = 1 if element_size == 4 else 2
+    # 16 columns are the least that a tensor core takes.
+    width = max(width, 16 // split)
+    return {"BLOCK_W": width * split, "BLOCK_C": width}
+
+
+def variants() -> list[table.Variant]:
+    """Specialisations to compile ahead of time: all head dims in half precision, float32, and the joint form."""
+    pointers = {"w": "fp32", "maps": "fp32", "key_mask": "i1", "bounds": "i32"}
+    half = [("fp16", d, 2, 0) for d in (40, 64, 80, 128, 160)]
+    joint = [("bf16", 64, 2, 2), ("bf16", 128, 2, 2)]
+    return [
+        table.Variant(
+            f"propagate_attention {dtype} D={dim} C={columns}{' joint' if groups else ''}",
+            "propagate_attention",
+            propagate_attention_kernel,
+            dict.fromkeys("qkvo", dtype) | pointers,
+            {"C": columns, "GROUPS": groups, "HAS_MASK": False, "ACCUMULATE": True}
+            | head_dims(dim, dim, 4 if dtype == "fp32" else 2)
+            | _column_blocks(columns, groups, 4 if dtype == "fp32" else 2),
+            bits=32 if dtype == "fp32" else 16,
+            head_dim=dim,
+            keys=4096,
+            floats=("score_scale",),
+            dots=True,
+        )
+        for dtype, dim, columns, groups in [
+            *half,
+            ("bf16", 64, 16, 0),
+            *joint,
+            ("fp32", 64, 2, 0),
+            ("fp32", 128, 2, 0),
+            ("fp32", 160, 2, 0),
+        ]
+    ]

@@ -1,0 +1,115 @@
+"""Samplers as arithmetic: what one step of a diffusers scheduler does to the latents, as three factors.
+
+DDIM, Euler and flow-matching steps are linear in the latents, the model's prediction and fresh noise, so that
+``lotts.kernels.blend_step`` can do them together with guidance and the blend. Notation: alpha is the cumulative product
+of a variance-preserving schedule, sigma the noise level; a step goes from ``sigma`` to ``sigma_next``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LinearUpdate:
+    """``next = latents * x + prediction * p + noise * e``, with e standard normal."""
+
+    latents: float
+    prediction: float
+    noise: float = 0.0
+
+
+def linear_update(scheduler: Any, step: int, eta: float = 0.0) -> LinearUpdate | None:
+    """The update that ``scheduler.step`` makes at ``scheduler.timesteps[step]``, or None where it is not linear.
+
+    Args:
+        scheduler: a diffusers scheduler whose ``set_timesteps`` has been called. The Euler family's ``scale_model_input``
+            acts before the model and is not part of the update.
+        step: from 0 to the number of steps - 1.
+        eta: DDIM's share of fresh noise, 0 (deterministic) to 1 (as in DDPM). Other schedulers have no such choice.
+    """
+    name = type(scheduler).__name__
+    if name == "DDIMScheduler":
+        return _ddim(scheduler, step, eta)
+    if name == "EulerDiscreteScheduler":
+        return _euler(scheduler, step)
+    if name == "EulerAncestralDiscreteScheduler":
+        return _euler_ancestral(scheduler, step)
+    if name == "FlowMatchEulerDiscreteScheduler":
+        return _flow_match(scheduler, step)
+    return None
+
+
+# An estimate is linear too: (factor of the latents, factor of the prediction).
+Estimate = tuple[float, float]
+
+
+def _ddim(scheduler: Any, step: int, eta: float) -> LinearUpdate | None:
+    """Song et al., "Denoising Diffusion Implicit Models", equation 12; latents are sqrt(alpha) x0 + sqrt(1 - alpha) e."""
+    config = scheduler.config
+    t = int(scheduler.timesteps[step])
+    before = t - config.num_train_timesteps // scheduler.num_inference_steps
+    alpha = float(scheduler.alphas_cumprod[t])
+    alpha_next = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
+    signal, noise = sqrt(alpha), sqrt(1 - alpha)
+    if config.clip_sample or config.thresholding:
+        return None  # the clean estimate is clamped
+    if config.prediction_type == "epsilon" and alpha > 0:  # pure noise has no clean estimate
+        x0, e = (1 / signal, -noise / signal), (0.0, 1.0)
+    elif config.prediction_type == "v_prediction":
+        x0, e = (signal, -noise), (noise, signal)
+    elif config.prediction_type == "sample":
+        x0, e = (0.0, 1.0), (1 / noise, -signal / noise)
+    else:
+        return None
+    std = eta * sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
+    direction = sqrt(1 - alpha_next - std**2)
+    return LinearUpdate(
+        sqrt(alpha_next) * x0[0] + direction * e[0], sqrt(alpha_next) * x0[1] + direction * e[1], noise=std
+    )
+
+
+def _euler(scheduler: Any, step: int) -> LinearUpdate | None:
+    """Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", algorithm 2 without churn."""
+    sigma, sigma_next = _sigmas(scheduler, step)
+    return _euler_to(sigma_next, sigma, _clean_estimate(scheduler, sigma))
+
+
+def _euler_ancestral(scheduler: Any, step: int) -> LinearUpdate | None:
+    """Euler to below sigma_next, then fresh noise up to it; variances add up: down**2 + up**2 = sigma_next**2."""
+    sigma, sigma_next = _sigmas(scheduler, step)
+    down = sigma_next**2 / sigma
+    up = sigma_next * sqrt(1 - (sigma_next / sigma) ** 2)
+    return _euler_to(down, sigma, _clean_estimate(scheduler, sigma), noise=up)
+
+
+def _flow_match(scheduler: Any, step: int) -> LinearUpdate:
+    """Latents are (1 - sigma) x0 + sigma e, and the model predicts the velocity e - x0."""
+    sigma, sigma_next = _sigmas(scheduler, step)
+    if scheduler.config.stochastic_sampling:
+        return LinearUpdate(1 - sigma_next, -sigma * (1 - sigma_next), noise=sigma_next)
+    return LinearUpdate(1.0, sigma_next - sigma)
+
+
+def _euler_to(target: float, sigma: float, x0: Estimate | None, noise: float = 0.0) -> LinearUpdate | None:
+    """``x + (x - x0) / sigma * (target - sigma)``: the share target / sigma of x stays, the rest becomes x0."""
+    if x0 is None:
+        return None
+    stays = target / sigma
+    return LinearUpdate(stays + (1 - stays) * x0[0], (1 - stays) * x0[1], noise)
+
+
+def _clean_estimate(scheduler: Any, sigma: float) -> Estimate | None:
+    """x0 of the Euler family, whose latents are x0 + sigma e."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return 1.0, -sigma
+    if kind == "v_prediction":
+        return 1 / (sigma**2 + 1), -sigma / sqrt(sigma**2 + 1)
+    return None
+
+
+def _sigmas(scheduler: Any, step: int) -> tuple[float, float]:
+    return float(scheduler.sigmas[step]), float(scheduler.sigmas[step + 1])

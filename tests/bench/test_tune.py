@@ -1,0 +1,110 @@
+"""Choosing configurations and rewriting the table, with a clock that needs no GPU."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from bench import tune
+from bench.timing import Times
+from lotts.kernels import launch
+
+
+class FakeTimer:
+    """Times a call by the block size it is launched with: 512 is the fastest."""
+
+    def interleaved(self, calls, rounds):
+        times = {}
+        for name, call in calls.items():
+            call()
+            block = launch.config("inject_noise", "interpreter", 16)["BLOCK"]
+            times[name] = Times([SECONDS[seen[-1]] for _ in range(rounds)], [])
+            assert block == 1024  # outside the call, the table is as it was
+        return times
+
+
+SECONDS = {256: 3.0, 512: 1.0, 1024: 2.0}
+seen = []
+
+
+@pytest.fixture
+def group():
+    whole = next(group for group in tune.groups("inject_noise") if group.bits == 16)
+    case = dataclasses.replace(whole.cases[0], batch=1, side=8, dtype=torch.float16)
+    return dataclasses.replace(whole, cases=(case,))
+
+
+def test_the_shipped_table_is_formatted_so():
+    text = launch.TABLE.read_text(encoding="utf-8")
+    assert tune.formatted(json.loads(text)) == text
+
+
+def test_a_new_row_changes_one_line_and_no_other_chip(group):
+    table = json.loads(launch.TABLE.read_text(encoding="utf-8"))
+    config = {"BLOCK": 512, "num_warps": 4, "num_stages": 1}
+    changed = tune.with_row(table, "sm_90", group, config)
+    again = tune.with_row(changed, "sm_90", group, config | {"BLOCK": 256})
+    assert again["inject_noise"]["default"] == table["inject_noise"]["default"]
+    assert again["contrast_attention"] == table["contrast_attention"]
+    before, after = (set(tune.formatted(t).splitlines()) for t in (changed, again))
+    assert len(after - before) == 1
+    assert changed["inject_noise"]["sm_90"][0]["config"] == config
+
+
+def test_rows_are_sorted_narrowest_first():
+    table = {}
+    for head_dim, keys in ((256, 10), (64, 10), (64, 5)):
+        group = tune.Group("op", 16, head_dim, keys, ())
+        table = tune.with_row(table, "sm_90", group, {"BLOCK": 1})
+    assert [(row["head_dim"], row["keys"]) for row in table["op"]["sm_90"]] == [(64, 5), (64, 10), (256, 10)]
+
+
+def test_every_row_has_cases_within_its_bounds():
+    for op in ("contrast_attention", "propagate_attention", "inject_noise", "blend_step", "philox_normal"):
+        for group in tune.groups(op):
+            assert group.cases, group
+            for case in group.cases:
+                assert case.dtype.itemsize * 8 == group.bits
+                assert getattr(case, "dim", 0) <= group.head_dim
+                assert getattr(case, "keys", 0) <= group.keys
+            launch.config(op, "sm_90", group.bits, group.head_dim, group.keys)
+
+
+def test_only_a_clear_gain_replaces_the_present_configuration():
+    present, other = {"BLOCK": 1}, {"BLOCK": 2}
+    assert tune.best([present, other], [[[1.0], [0.99]]]) == (present, 1.0)
+    assert tune.best([present, other], [[[1.0], [0.5]]]) == (other, 0.5)
+    # Worse at one shape by as much as it is better at another: no gain.
+    assert tune.best([present, other], [[[1.0], [0.5]], [[1.0], [2.0]]])[0] == present
+
+
+def test_wrong_and_spilling_candidates_are_not_timed(group, monkeypatch):
+    configs = [{"BLOCK": block, "num_warps": 4, "num_stages": 1} for block in SECONDS]
+    monkeypatch.setattr(tune, "candidates", lambda op: configs)
+    monkeypatch.setattr(tune, "obstacle", lambda g, c, a, d: "spills" if c["BLOCK"] == 256 else None)
+    original = launch.config
+
+    def noting(*arguments, **more):
+        found = original(*arguments, **more)
+        return found
+
+    monkeypatch.setattr(launch, "config", noting)
+    timed = []
+    monkeypatch.setattr(type(group.cases[0]), "ours", lambda case, inputs, impl: note(timed))
+
+    def note(timed):
+        block = launch.config("inject_noise", "interpreter", 16)["BLOCK"]
+        timed.append(block)
+        seen.append(block)
+
+    assert tune.tune(group, "interpreter", FakeTimer(), "cpu")["BLOCK"] == 512
+    assert sorted(set(timed)) == [512, 1024]
+
+
+def test_the_gate_looks_at_the_results(group):
+    config = launch.config("inject_noise", "interpreter", 16)
+    group = dataclasses.replace(group, op="inject_noise")
+    with tune.using("inject_noise", config):
+        assert launch.config("inject_noise", "sm_90", 16) == config
+        assert launch.config("blend_step", "sm_90", 16)
