@@ -33,6 +33,6 @@ setup(
     package_data={"lotts.shapes": ["weights/**/*"], "lotts.kernels": ["launch_table.json"]},
     include_package_data=False,
     install_requires=CORE,
-    extras_require={"test": TEST, "bench": ["matplotlib>=3.8"]},
+    extras_require={"test": TEST, "bench": ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=5"]},
     entry_points={"console_scripts": ["lotts=lotts.cli:main"]},
 )

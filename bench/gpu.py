@@ -123,9 +123,9 @@ def kept(out: Path, now: dict[str, Any], ops: list[str]) -> list[dict[str, Any]]
     if not out.exists():
         return []
     before = json.loads(out.read_text(encoding="utf-8"))
-    same = all(
-        before["environment"].get(key) == now.get(key) for key in ("commit", "dirty", "gpu", "driver", "versions")
-    )
+    # Without git nobody knows whether the trees are the same.
+    keys = ("commit", "dirty", "gpu", "driver", "versions")
+    same = now["commit"] is not None and all(before["environment"].get(key) == now.get(key) for key in keys)
     return [case for case in before["cases"] if same and case["op"] not in ops]
 
 

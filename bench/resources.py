@@ -101,28 +101,29 @@ def parse_nvidia(listing: str, arch: str) -> dict[str, int]:
 
 def parse_amd(assembly: str, arch: str) -> dict[str, int]:
     """Numbers of ``Needs`` from the metadata at the end of AMD's assembly."""
-    names = ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+    # Spilled scalar registers are not counted: they go to lanes of vector registers, not to memory.
+    names = ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
     found = {name: int(re.search(rf"\.{name}:\s+(\d+)", assembly)[1]) for name in names}  # type: ignore[index]
     return {
         "registers": found["vgpr_count"],
         "stack": found["private_segment_fixed_size"],
-        "spills": found["vgpr_spill_count"] + found["sgpr_spill_count"],
+        "spills": found["vgpr_spill_count"],
         "tensor_cores": len(re.findall(rf"\b{CHIPS[arch].tensor_cores}\b", assembly)),
     }
 
 
-def needs(variant: Any, arch: str) -> Needs:
-    """Compile a ``lotts.kernels.launch.Variant`` for ``arch`` and read what it needs."""
+def needs(op: str, variant: Any, arch: str) -> Needs:
+    """Compile a ``lotts.kernels.launch.Variant`` of ``op`` for ``arch`` and read what it needs."""
     try:
         compiled = variant.compile(arch)
     except Exception as error:  # the compiler raises many kinds; each is a row that fails, and the others go on
-        return Needs(variant.name, variant.op, arch, variant.dots, error=str(error).strip().splitlines()[-1])
+        return Needs(variant.name, op, arch, variant.dots, error=str(error).strip().splitlines()[-1])
     if arch.startswith("gfx"):
         numbers = parse_amd(compiled.asm["amdgcn"], arch)
     else:
         numbers = parse_nvidia(_disassembled(compiled.asm["cubin"]), arch)
     numbers |= {"shared": compiled.metadata.shared, "tensor_memory": getattr(compiled.metadata, "tmem_size", None) or 0}
-    return Needs(variant.name, variant.op, arch, variant.dots, **numbers)
+    return Needs(variant.name, op, arch, variant.dots, **numbers)
 
 
 def _disassembled(cubin: bytes) -> str:
@@ -151,7 +152,7 @@ def variants(op: str) -> list[Any]:
 
 def _job(job: tuple[str, int, str]) -> Needs:
     op, index, arch = job
-    return needs(variants(op)[index], arch)
+    return needs(op, variants(op)[index], arch)
 
 
 def measure(names: list[str], archs: list[str], processes: int | None = None) -> list[Needs]:
@@ -165,16 +166,13 @@ def measure(names: list[str], archs: list[str], processes: int | None = None) ->
         return pool.map(_job, jobs, chunksize=1)
 
 
-def table(rows: list[Needs], markdown: bool = False) -> str:
-    """One line a row; faults follow theirs."""
+def table(rows: list[Needs]) -> str:
+    """One line a kernel and chip; faults follow theirs."""
     header = ("kernel", "arch", "registers", "spills", "stack", "shared", "of", "tensor cores")
     cells = [header] + [
         (r.kernel, r.arch, *map(str, (r.registers, r.spills, r.stack, r.shared, CHIPS[r.arch].shared, r.tensor_cores)))
         for r in rows
     ]
-    if markdown:
-        cells.insert(1, ("---", "---", *["--:"] * (len(header) - 2)))
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     lines = []
     for line, row in zip(cells, [None, *rows], strict=True):
@@ -183,6 +181,24 @@ def table(rows: list[Needs], markdown: bool = False) -> str:
         )
         lines.append("  ".join(texts))
         lines += [f"    FAILS: {fault}" for fault in row.faults()] if row else []
+    return "\n".join(lines)
+
+
+def markdown(rows: list[Needs]) -> str:
+    """One line a kernel, a column a chip: registers, bytes of shared memory, tensor-core instructions."""
+    archs = list(dict.fromkeys(row.arch for row in rows))
+    by_kernel: dict[str, dict[str, Needs]] = {}
+    for row in rows:
+        by_kernel.setdefault(row.kernel, {})[row.arch] = row
+    lines = [f"| kernel | {' | '.join(archs)} |", f"|---|{'--:|' * len(archs)}"]
+    for kernel, chips in by_kernel.items():
+        cells = [
+            "**fails**"
+            if chips[arch].faults()
+            else f"{chips[arch].registers}, {chips[arch].shared}, {chips[arch].tensor_cores}"
+            for arch in archs
+        ]
+        lines.append(f"| {kernel} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -200,7 +216,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, help="processes that compile (default: one a core)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, one object a kernel and chip")
-    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table, one line a kernel")
     arguments = parser.parse_args(argv)
     if INTERPRETED:
         print("resources: kernels cannot be compiled under TRITON_INTERPRET=1; unset it", file=sys.stderr)
@@ -212,5 +228,5 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps([{**asdict(row), "faults": row.faults()} for row in rows], indent=1))
     else:
-        print(table(rows, arguments.markdown))
+        print(markdown(rows) if arguments.markdown else table(rows))
     return judge(rows)

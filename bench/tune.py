@@ -1,7 +1,7 @@
 """Measure launch configurations on the GPU at hand and rewrite its rows of the launch table.
 
     python -m bench tune                           every op
-    python -m bench tune --op propagate_attention
+    python -m bench tune --op propagate_attention --bits 16 --head-dim 64 128
 
 For each op, element size, head dim and number of keys, every candidate that compiles without spilling and passes the
 correctness gate is timed, all in turns, on the shapes of `python -m bench gpu`. A candidate replaces the present
@@ -12,10 +12,12 @@ import argparse
 import dataclasses
 import itertools
 import json
+import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -28,7 +30,7 @@ from bench.record import write_atomically
 from bench.timing import GpuTimer, median_ratio
 from lotts.kernels import launch
 
-Config = dict[str, int]
+Config = dict[str, Any]
 Table = dict[str, dict[str, list[dict[str, Any]]]]
 
 UNBOUNDED = 1_000_000_000
@@ -39,54 +41,50 @@ ROUNDS = 20
 
 @dataclass(frozen=True)
 class Group:
-    """One row of the table, and the cases that speak for it."""
+    """One row of the table, under the name ``row``, and the cases of ``op`` that speak for it."""
 
     op: str
+    row: str
     bits: int
     head_dim: int
     keys: int
     cases: tuple[Case, ...]
 
 
-def candidates(op: str) -> list[Config]:
-    """Configurations worth trying."""
+def candidates(op: str, bits: int) -> list[Config]:
+    """Configurations worth trying; float32 tiles fill registers twice as fast, so smaller ones join them."""
+    rows = (64, 128) if bits == 16 else (16, 32, 64)
+    keys = (32, 64, 128) if bits == 16 else (16, 32, 64)
     if op == "contrast_attention":
-        choices = {
-            "BLOCK_N": (16, 32, 64, 128),
-            "BLOCK_L": (16, 32, 64, 128),
-            "num_warps": (4, 8),
-            "num_stages": (1, 2),
-        }
+        choices = {"BLOCK_N": (32, *rows), "BLOCK_L": keys, "num_warps": (4, 8), "num_stages": (1, 2)}
     elif op == "propagate_attention":
-        choices = {
-            "BLOCK_N": (32, 64, 128),
-            "BLOCK_M": (16, 32, 64, 128),
-            "num_warps": (4, 8),
-            "num_stages": (1, 2, 3, 4),
-        }
+        choices = {"BLOCK_N": rows, "BLOCK_M": keys, "num_warps": (4, 8), "num_stages": (1, 2, 3)}
     else:
-        choices = {"BLOCK": (256, 512, 1024, 2048, 4096), "num_warps": (1, 2, 4, 8), "num_stages": (1,)}
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+        choices = {"BLOCK": (512, 1024, 2048, 4096), "num_warps": (2, 4, 8), "num_stages": (1,)}
+    made = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return [config for i, config in enumerate(made) if config not in made[:i]]
 
 
 def groups(op: str) -> list[Group]:
-    """The rows to tune: each shape of the runner's core cases, in both element sizes, at each bound of the table."""
+    """The rows to tune: the shapes of the runner's core cases, in both element sizes, at each bound of the table."""
     core = [case for case in shapes.cases() if case.op == op and case.core]
     attention = [case for case in core if isinstance(case, AttentionCase)]
     if not attention:
         sizes = (32,) if op == "philox_normal" else (16, 32)
-        return [Group(op, bits, 0, 0, tuple(_in_dtype(case, bits) for case in core)) for bits in sizes]
+        return [Group(op, op, bits, 0, 0, tuple(_in_dtype(case, bits) for case in core)) for bits in sizes]
     found = []
     for bits, (head_dim, dim) in itertools.product((16, 32), ((64, 64), (128, 128), (256, 160))):
-        cases = [
-            dataclasses.replace(_in_dtype(case, bits), dim=dim) for case in attention if not case.joint or dim == 128
-        ]
+        cases = [dataclasses.replace(_in_dtype(case, bits), dim=dim) for case in attention]
+        plain = tuple(case for case in cases if not case.joint)
         if op == "contrast_attention":
-            found.append(Group(op, bits, head_dim, UNBOUNDED, tuple(cases)))
+            found.append(Group(op, op, bits, head_dim, UNBOUNDED, plain))
             continue
-        few = [case for case in cases if case.keys <= 1024]
-        found.append(Group(op, bits, head_dim, 1024, tuple(few)))
-        found.append(Group(op, bits, head_dim, UNBOUNDED, tuple(case for case in cases if case.keys > 1024)))
+        found.append(Group(op, op, bits, head_dim, 1024, tuple(case for case in plain if case.keys <= 1024)))
+        found.append(Group(op, op, bits, head_dim, UNBOUNDED, tuple(case for case in plain if case.keys > 1024)))
+        if bits == 16 and head_dim <= 128:
+            # The transformers with a joint sequence have these; their kernel has rows of its own.
+            joint = tuple(case for case in cases if case.joint)
+            found.append(Group(op, f"{op}_wide", bits, head_dim, UNBOUNDED, joint))
     return found
 
 
@@ -95,12 +93,12 @@ def _in_dtype(case: Any, bits: int) -> Any:
 
 
 @contextmanager
-def using(op: str, config: Config) -> Iterator[None]:
-    """Within the context ``op`` is launched, and compiled, with ``config``."""
+def using(row: str, config: Config) -> Iterator[None]:
+    """Within the context what asks for ``row`` of the table is launched, and compiled, with ``config``."""
     original = launch.config
 
     def chosen(asked: str, *where: Any, **bounds: Any) -> Config:
-        return dict(config) if asked == op else original(asked, *where, **bounds)
+        return dict(config) if asked == row else original(asked, *where, **bounds)
 
     launch.config = chosen
     try:
@@ -109,19 +107,25 @@ def using(op: str, config: Config) -> Iterator[None]:
         launch.config = original
 
 
-def obstacle(group: Group, config: Config, arch: str, device: str) -> str | None:
-    """Why a candidate is out: it does not compile, spills, does not fit, or is wrong."""
-    with using(group.op, config):
-        lower = max((bound for bound in (0, 64, 128, 256) if bound < group.head_dim), default=-1)
-        for variant in resources.variants(group.op):
-            if variant.bits == group.bits and lower < variant.head_dim <= group.head_dim:
-                faults = resources.needs(variant, arch).faults()
+def spills(job: tuple[str, str, int, int, Config, str]) -> str | None:
+    """Why a candidate must not ship, from its machine code: it does not compile, spills or does not fit."""
+    op, row, bits, head_dim, config, arch = job
+    lower = max((bound for bound in (0, 64, 128, 256) if bound < head_dim), default=-1)
+    with using(row, config):
+        for variant in resources.variants(op):
+            if variant.op == row and variant.bits == bits and lower < variant.head_dim <= head_dim:
+                faults = resources.needs(op, variant, arch).faults()
                 if faults:
                     return f"{variant.name}: {faults[0]}"
-        for case in group.cases:
-            inputs = case.inputs(device)
+    return None
+
+
+def wrong(group: Group, config: Config, inputs: list[dict[str, Any]]) -> str | None:
+    """Why a candidate's results do not pass the gate, or cannot be had."""
+    with using(group.row, config):
+        for case, given in zip(group.cases, inputs, strict=True):
             try:
-                checks = case.check(inputs, case.ours(inputs, impl="triton"))
+                checks = case.check(given, case.ours(given, impl="triton"))
             except Exception as error:  # the launch's own kinds of error: too many resources, too little memory
                 return f"{case.name}: {error}"
             if not all(check.passed for check in checks):
@@ -130,20 +134,17 @@ def obstacle(group: Group, config: Config, arch: str, device: str) -> str | None
 
 
 def seconds(
-    group: Group, configs: list[Config], timer: GpuTimer, device: str, rounds: int = ROUNDS
+    group: Group, configs: list[Config], inputs: list[dict[str, Any]], timer: GpuTimer, rounds: int = ROUNDS
 ) -> list[list[list[float]]]:
     """Device seconds, [case][config][round], the configurations taking turns."""
+
+    def launched(case: Case, given: dict[str, Any], config: Config) -> None:
+        with using(group.row, config):
+            case.ours(given, impl="triton")
+
     found = []
-    for case in group.cases:
-        inputs = case.inputs(device)
-
-        def call(config: Config, case: Case = case, inputs: dict[str, Any] = inputs) -> None:
-            with using(group.op, config):
-                case.ours(inputs, impl="triton")
-
-        calls: dict[str, Callable[[], None]] = {
-            str(i): lambda c=config, f=call: f(c) for i, config in enumerate(configs)
-        }
+    for case, given in zip(group.cases, inputs, strict=True):
+        calls = {str(i): partial(launched, case, given, config) for i, config in enumerate(configs)}
         times = timer.interleaved(calls, rounds)
         found.append([times[name].device for name in calls])
     return found
@@ -159,9 +160,9 @@ def best(configs: list[Config], times: list[list[list[float]]]) -> tuple[Config,
 def with_row(table: Table, arch: str, group: Group, config: Config) -> Table:
     """The table with one row of ``arch`` set; rows are sorted, the narrowest first, as ``launch.config`` reads them."""
     row = {"bits": group.bits, "head_dim": group.head_dim, "keys": group.keys, "config": config}
-    op = table.get(group.op, {})
-    others = [r for r in op.get(arch, []) if _bounds(r) != _bounds(row)]
-    return {**table, group.op: {**op, arch: sorted([*others, row], key=_bounds)}}
+    chips = table.get(group.row, {})
+    others = [r for r in chips.get(arch, []) if _bounds(r) != _bounds(row)]
+    return {**table, group.row: {**chips, arch: sorted([*others, row], key=_bounds)}}
 
 
 def _bounds(row: dict[str, Any]) -> tuple[int, int, int]:
@@ -180,30 +181,34 @@ def formatted(table: Table) -> str:
     return "{\n" + ",\n".join(ops) + "\n}\n"
 
 
-def tune(group: Group, arch: str, timer: GpuTimer, device: str) -> Config:
-    """The configuration for one row; says what it finds.
+def tune(
+    group: Group, arch: str, timer: GpuTimer, compiling: Callable[..., Iterable[str | None]], device: str
+) -> Config:
+    """The configuration for one row; says what it finds. ``compiling`` is a ``map``, of a pool of processes or the plain one.
 
     Raises:
         RuntimeError: no configuration is right and free of spills.
     """
-    present = launch.config(group.op, arch, group.bits, group.head_dim, group.keys)
-    configs, out = [], 0
-    for config in [present, *(c for c in candidates(group.op) if c != present)]:
-        why = obstacle(group, config, arch, device)
+    present = launch.config(group.row, arch, group.bits, group.head_dim, group.keys)
+    # What a row says beside sizes, such as PRECISION, is a choice of arithmetic and stays.
+    tried = [present, *(present | c for c in candidates(group.op, group.bits) if present | c != present)]
+    jobs = [(group.op, group.row, group.bits, group.head_dim, config, arch) for config in tried]
+    inputs = [case.inputs(device) for case in group.cases]
+    configs = []
+    for config, spill in zip(tried, compiling(spills, jobs), strict=True):
+        why = spill or wrong(group, config, inputs)
         if why is None:
             configs.append(config)
-        else:
-            out += 1
-            if config == present:
-                print(f"  the present {config} is out: {why}")
-    where = f"{group.op}, {group.bits} bits, head dim <= {group.head_dim}, keys <= {group.keys}"
+        elif config == present:
+            # The first valid candidate is then the yardstick.
+            print(f"  the present {config} is out: {why}")
+    where = f"{group.row}, {group.bits} bits, head dim <= {group.head_dim}, keys <= {group.keys}"
     if not configs:
         raise RuntimeError(f"{where}: no candidate is right and free of spills")
-    # Where the present configuration is out, the first valid one stands in as the yardstick.
-    times = seconds(group, configs, timer, device)
+    times = seconds(group, configs, inputs, timer)
     config, ratio = best(configs, times)
     least = ", ".join(f"{median(case[configs.index(config)]) * 1e6:.1f} us" for case in times)
-    print(f"{where}: {config}, {ratio:.3f} of {configs[0]} ({least}; {len(configs)} tried, {out} out)", flush=True)
+    print(f"{where}: {config}, {ratio:.3f} of {configs[0]} ({least}; {len(configs)} of {len(tried)} timed)", flush=True)
     return config
 
 
@@ -213,6 +218,9 @@ def main(argv: list[str]) -> int:
     )
     names = list(dict.fromkeys(case.op for case in shapes.cases()))
     parser.add_argument("--op", nargs="+", choices=names, default=names, metavar="OP", help=f"of {', '.join(names)}")
+    parser.add_argument("--bits", nargs="+", type=int, choices=(16, 32), default=(16, 32), help="of an element")
+    parser.add_argument("--head-dim", nargs="+", type=int, choices=(64, 128, 256), help="bounds of attention's rows")
+    parser.add_argument("--jobs", type=int, help="processes that compile candidates (default: one a core)")
     parser.add_argument("--out", type=Path, default=launch.TABLE, help="default: the table that ships")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -224,10 +232,14 @@ def main(argv: list[str]) -> int:
         return 2
     timer = GpuTimer()
     table = json.loads(launch.TABLE.read_text(encoding="utf-8"))
-    for op in arguments.op:
-        for group in groups(op):
-            table = with_row(table, arch, group, tune(group, arch, timer, "cuda"))
-            # After every row, so that a run cut short leaves what it had.
-            write_atomically(arguments.out, formatted(table))
+    # Spawned, not forked: a fork of a process that uses a GPU may hang.
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+        for op in arguments.op:
+            for group in groups(op):
+                if group.bits not in arguments.bits or group.head_dim not in (arguments.head_dim or [group.head_dim]):
+                    continue
+                table = with_row(table, arch, group, tune(group, arch, timer, pool.map, "cuda"))
+                # After every row, so that a run cut short leaves what it had.
+                write_atomically(arguments.out, formatted(table))
     print(f"{arguments.out} written")
     return 0

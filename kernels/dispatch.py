@@ -34,7 +34,7 @@ def available_implementations(op: str, device: torch.device | str | None = None)
     """
     if op not in _registry:
         raise ValueError(f"op: expected one of {', '.join(sorted(_registry))}, got {op!r}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     return tuple(
         name
         for name in IMPLEMENTATIONS
@@ -42,26 +42,39 @@ def available_implementations(op: str, device: torch.device | str | None = None)
     )
 
 
-def select(op: str, impl: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[..., Any]:
-    """The function that computes ``op`` on tensors of this device and dtype.
+def default_implementation(
+    op: str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+) -> str:
+    """What ``impl=None`` means for ``op``: ``"triton"`` on a GPU, otherwise ``"portable"``, which runs everywhere."""
+    device = _device(device)
+    fused = "triton" in _registry[op] and device.type != "cpu" and _triton_obstacle(device, dtype) is None
+    return "triton" if fused else "portable"
 
-    None means ``"triton"`` on a GPU and ``"portable"``, which runs everywhere, otherwise.
+
+def select(op: str, impl: str | None, device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[..., Any]:
+    """The function that computes ``op`` on tensors of this device and dtype; None means ``default_implementation``.
 
     Raises:
         ValueError: ``impl`` is not the name of an implementation.
         RuntimeError: it is, but cannot run here. Nothing is substituted for what was asked.
     """
     implementations = _registry[op]
-    obstacle = _triton_obstacle(device, dtype)
     if impl is None:
-        impl = "triton" if "triton" in implementations and obstacle is None and device.type != "cpu" else "portable"
+        impl = default_implementation(op, device, dtype)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl: expected None or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl not in implementations:
         raise RuntimeError(f"{op}: impl={impl!r} is not available; available: {', '.join(implementations)}")
-    if impl == "triton" and obstacle is not None:
-        raise RuntimeError(f"{op}: impl='triton' cannot run here: {obstacle}; use impl='portable'")
+    if impl == "triton":
+        obstacle = _triton_obstacle(device, dtype)
+        if obstacle is not None:
+            raise RuntimeError(f"{op}: impl='triton' cannot run here: {obstacle}; use impl='portable'")
     return implementations[impl]
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    """The given device, or else the GPU if there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -15,7 +15,7 @@ import torch
 
 TABLE = Path(__file__).with_name("launch_table.json")
 
-Config = dict[str, int]
+Config = dict[str, Any]
 
 
 def architecture(device: torch.device) -> str:
@@ -39,7 +39,7 @@ def dot_precision(device: torch.device | str) -> str:
 
 
 def config(op: str, arch: str, bits: int, head_dim: int = 0, keys: int = 0) -> Config:
-    """Block sizes, ``num_warps`` and ``num_stages`` for ``op``.
+    """Block sizes, ``num_warps`` and ``num_stages`` for ``op``, and ``PRECISION`` where it is not ``dot_precision``'s.
 
     Rows of the table carry upper bounds: the first row of the architecture (or of ``"default"``, which follows) whose
     ``head_dim`` and ``keys`` are no smaller than what is asked, with the same ``bits`` (16 or 32) an element, is taken.
@@ -104,7 +104,7 @@ class Variant:
         chosen = config(self.op, arch, self.bits, self.head_dim, self.keys)
         constexprs = self.constexprs | {name: size for name, size in chosen.items() if name.isupper()}
         if "PRECISION" in self.kernel.arg_names:
-            constexprs["PRECISION"] = dot_precision(arch)
+            constexprs.setdefault("PRECISION", dot_precision(arch))
         options = {name: value for name, value in chosen.items() if not name.isupper()}
         signature, attributes = {}, {}
         for index, name in enumerate(self.kernel.arg_names):

@@ -88,14 +88,13 @@ def _devices() -> list[dict[str, Any]]:
 
 def _kernels() -> dict[str, dict[str, Any]]:
     import lotts.kernels
-    from lotts.kernels.dispatch import select
+    from lotts.kernels.dispatch import default_implementation
 
     ops = [name for name in lotts.kernels.__all__ if name != "available_implementations"]
     return {
         op: {
             "available": list(lotts.kernels.available_implementations(op)),
-            # An op's implementations live in modules that bear their names.
-            "default": select(op, None).__module__.rpartition(".")[2],
+            "default": default_implementation(op),
         }
         for op in ops
     }

@@ -113,8 +113,7 @@ def denoise(
         with watch(step) if watch else nullcontext():
             prediction = backbone.predict(latents, step, text, guidance_scale)
         # The scheduler's own arithmetic: candidates are the stock pipeline's pictures bit for bit.
-        latents = backbone.step(prediction, step, latents, generators)
-        latents = _shown(on_step, step, latents)
+        latents = _shown(on_step, step, backbone.step(prediction, step, latents, generators))
         steps.append(latents)
     return [Trajectory(seed, [entry[i].clone() for entry in steps]) for i, seed in enumerate(seeds)]
 
@@ -158,8 +157,7 @@ def refine(
         if step < n - config.global_steps:  # masked refinement; afterwards global integration
             inside = change >= 1 - (step + 1 - t0) / (n - t0)
             blend = {"mask": inside[:, None].to(torch.float32), **behind.parts(step + 1)}
-        latents = _advance(backbone, rows, step, latents, guidance, seeds, blend)
-        latents = _shown(on_step, step, latents)
+        latents = _shown(on_step, step, _advance(backbone, rows, step, latents, guidance, seeds, blend))
         steps.append(latents)
 
     empty = ~masks.flatten(1).any(1)
@@ -247,8 +245,13 @@ class _Background:
     def parts(self, step: int) -> dict[str, Any]:
         """The background of ``step`` as arguments of ``blend_step``, which adds the noise itself."""
         if self.kind == "replay":
-            return {"background": torch.stack([self._recorded(c, step) for c in self.candidates])}
-        if self._is_clean(step):
+            kept = [entry for entry in (c.latents[step] for c in self.candidates) if entry is not None]
+            if len(kept) < len(self.candidates):
+                raise ValueError(
+                    f"background 'replay' needs the candidate's latents of step {step}; use 'fixed' for a picture from outside"
+                )
+            return {"background": torch.stack(kept)}
+        if self.kind == "clean" or step >= len(self.backbone.scheduler.timesteps):
             return {"background": self.x0}
         signal, noise = self.backbone.signal_and_noise(step)
         return {
@@ -256,26 +259,12 @@ class _Background:
             "background_signal": signal,
             "background_noise": noise,
             "background_seeds": self.seeds,
-            "background_stream": self._stream(step),
+            "background_stream": step if self.kind == "fresh" else 0,
         }
 
     def __call__(self, step: int) -> torch.Tensor:
         """[B, C, h, w], with its noise."""
-        if self.kind == "replay" or self._is_clean(step):
-            return self.parts(step)["background"]
-        return renoise(self.backbone, self.x0, step, self.seeds, self._stream(step))
-
-    def _is_clean(self, step: int) -> bool:
-        return self.kind == "clean" or step >= len(self.backbone.scheduler.timesteps)
-
-    def _stream(self, step: int) -> int:
-        return step if self.kind == "fresh" else 0
-
-    @staticmethod
-    def _recorded(candidate: Trajectory, step: int) -> torch.Tensor:
-        entry = candidate.latents[step]
-        if entry is None:
-            raise ValueError(
-                f"background 'replay' needs the candidate's latents of step {step}; use 'fixed' for a picture from outside"
-            )
-        return entry
+        parts = self.parts(step)
+        if "background_seeds" not in parts:
+            return parts["background"]
+        return renoise(self.backbone, self.x0, step, self.seeds, parts["background_stream"])

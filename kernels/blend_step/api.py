@@ -82,8 +82,20 @@ def blend_step(
     def factor(name: str, value: float | Tensor) -> factors.Factor:
         return factors.checked(name, value, latents.device, sizes)
 
-    noise = _noise("", noise_factor, seeds, stream, latents, sizes)
-    behind = _noise("background_", background_noise, background_seeds, background_stream, latents, sizes)
+    def noise_of(
+        names: tuple[str, str], value: float | Tensor | None, keys: Tensor | None, stream: int
+    ) -> Noise | None:
+        validate.in_stream_range(stream)
+        if value is None or keys is None:
+            return None
+        validate.has_shape(names[1], keys, "B", sizes)
+        validate.has_dtype(names[1], keys, torch.int64)
+        validate.on_device(latents.device, **{names[1]: keys})
+        return Noise(factor(names[0], value), keys, stream)
+
+    noise = noise_of(("noise_factor", "seeds"), noise_factor, seeds, stream)
+    names = "background_noise", "background_seeds"
+    behind = noise_of(names, background_noise, background_seeds, background_stream)
     blend = None
     if mask is not None and background is not None:
         validate.has_shape("mask", mask, " ".join(f"{dim}|1" for dim in ["B", *sample]), sizes)
@@ -105,24 +117,6 @@ def blend_step(
         noise,
         blend,
     )
-
-
-def _noise(
-    prefix: str,
-    factor: float | Tensor | None,
-    seeds: Tensor | None,
-    stream: int,
-    latents: Tensor,
-    sizes: dict[str, int],
-) -> Noise | None:
-    validate.in_stream_range(stream)
-    if factor is None or seeds is None:
-        return None
-    validate.has_shape(f"{prefix}seeds", seeds, "B", sizes)
-    validate.has_dtype(f"{prefix}seeds", seeds, torch.int64)
-    validate.on_device(latents.device, **{f"{prefix}seeds": seeds})
-    name = "background_noise" if prefix else "noise_factor"
-    return Noise(factors.checked(name, factor, latents.device, sizes), seeds, stream)
 
 
 def _together(**arguments: Any) -> None:

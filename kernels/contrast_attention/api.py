@@ -43,7 +43,8 @@ def contrast_attention(
         key_mask: [B or 1, L], bool: the tokens of ``key`` that may be attended to; None means all. With no token left,
             output and columns are 0.
         scale: factor on the scores; None means 1 / sqrt(D).
-        accumulate: float32, the shape of the maps: they are added to it in place, and it is returned as the maps.
+        accumulate: float32, the shape of the maps: they are added to it in place, without gradients,
+            and it is returned as the maps.
         impl: ``"triton"`` (on a GPU), ``"portable"`` or ``"reference"``; None means the first that can run.
 
     Returns:

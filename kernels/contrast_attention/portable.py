@@ -46,7 +46,7 @@ def contrast_attention(
         maps = query.new_zeros((*query.shape[:-1], columns), dtype=map_dtype(query))
     else:
         maps = torch.cat([_token_mass(query, *group, scale) for group in groups], dim=-1)
-    return out, maps if accumulate is None else accumulate.add_(maps)
+    return out, maps if accumulate is None else accumulate.add_(maps.detach())
 
 
 def _token_mass(query: Tensor, key: Tensor, weight: Tensor, key_mask: Tensor | None, scale: float) -> Tensor:

@@ -35,4 +35,5 @@ def contrast_attention(
         maps.append(prompt @ weight.unsqueeze(1))
     maps += [attention(probe[0]) @ probe[1][:, None, :, None] for probe in (positive, negative) if probe is not None]
     out = (prompt @ value.to(work)).to(value.dtype)
-    return out, torch.cat(maps, dim=-1) if accumulate is None else accumulate.add_(torch.cat(maps, dim=-1))
+    joined = torch.cat(maps, dim=-1)
+    return out, joined if accumulate is None else accumulate.add_(joined.detach())

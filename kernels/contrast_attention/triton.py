@@ -160,9 +160,8 @@ def launch(
         heads, rows, length, k_pos.shape[2], k_neg.shape[2], scale * LOG2_E,
         C=columns, HAS_POS=positive is not None, HAS_NEG=negative is not None, HAS_MASK=key_mask is not None,
         ACCUMULATE=accumulate, **head_dims(dim, value_dim, query.element_size()),
-        PRECISION=table.dot_precision(query.device),
         BLOCK_C=triton.next_power_of_2(max(1, columns + (positive is not None) + (negative is not None))),
-        **config,
+        **({"PRECISION": table.dot_precision(query.device)} | config),
     )  # fmt: skip
 
 
@@ -181,7 +180,7 @@ def variants() -> list[table.Variant]:
             head_dim=dim,
             keys=77,
             floats=("score_scale",),
-            dots=True,
+            dots=dtype != "fp32",
         )
         for dtype, dim in [
             *(("fp16", d) for d in (40, 64, 80, 128, 160)),

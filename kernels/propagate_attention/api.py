@@ -50,7 +50,8 @@ def propagate_attention(
         probe_start: position of the first probe token.
         context: positions [from, to) of the keys that all groups see, none of them a probe.
         scale: factor on the scores; None means 1 / sqrt(D).
-        accumulate: float32, the shape of the maps: they are added to it in place, and it is returned as the maps.
+        accumulate: float32, the shape of the maps: they are added to it in place, without gradients,
+            and it is returned as the maps.
         impl: ``"triton"`` (on a GPU), ``"portable"`` or ``"reference"``; None means the first that can run.
 
     Returns:

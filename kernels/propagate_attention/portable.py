@@ -34,7 +34,7 @@ def propagate_attention(
         out, maps = _attention(query, key, value, columns, key_mask, scale)
     else:
         out, maps = _joint_attention(query, key, value, columns, key_mask, probes, scale)
-    return out, maps if accumulate is None else accumulate.add_(maps)
+    return out, maps if accumulate is None else accumulate.add_(maps.detach())
 
 
 def _joint_attention(

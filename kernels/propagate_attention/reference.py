@@ -43,4 +43,4 @@ def propagate_attention(
             seen = torch.where(in_group[:, None], hidden | ~(in_group | in_context), seen)
     weights = attention(seen)
     maps = torch.cat([weights @ columns, *masses], dim=-1)
-    return (weights @ value.to(work)).to(value.dtype), maps if accumulate is None else accumulate.add_(maps)
+    return (weights @ value.to(work)).to(value.dtype), maps if accumulate is None else accumulate.add_(maps.detach())

@@ -220,10 +220,12 @@ def launch(
     """Write the output [B, H, N, Dv] and write, or add, the maps [B, H, N, C + G]; every last stride is 1."""
     batch, heads, rows, dim = query.shape
     keys, value_dim = value.shape[2:]
-    if config is None:
-        arch = table.architecture(query.device)
-        config = table.config("propagate_attention", arch, query.element_size() * 8, max(dim, value_dim), keys)
     count, groups, probes = columns.shape[-1], len(probe_sizes), sum(probe_sizes)
+    column_blocks = _column_blocks(count, groups, query.element_size())
+    if config is None:
+        row = _table_row(groups, column_blocks)
+        arch = table.architecture(query.device)
+        config = table.config(row, arch, query.element_size() * 8, max(dim, value_dim), keys)
     main_blocks = triton.cdiv(rows - probes, config["BLOCK_N"])
     blocks_per_group = triton.cdiv(max(probe_sizes, default=0), config["BLOCK_N"])
     bounds = _bounds(probe_start, tuple(probe_sizes), query.device) if groups else key
@@ -234,8 +236,9 @@ def launch(
         *out.stride()[:3], *maps.stride()[:3], 0 if key_mask is None else batch_stride(key_mask),
         heads, rows, keys, probe_start, probes, *context, main_blocks, max(1, blocks_per_group), scale * LOG2_E,
         C=count, GROUPS=groups, HAS_MASK=key_mask is not None, ACCUMULATE=accumulate,
-        **head_dims(dim, value_dim, query.element_size()), PRECISION=table.dot_precision(query.device),
-        **_column_blocks(count, groups, query.element_size()), **config,
+        **head_dims(dim, value_dim, query.element_size()),
+        **column_blocks,
+        **({"PRECISION": table.dot_precision(query.device)} | config),
     )  # fmt: skip
 
 
@@ -257,32 +260,35 @@ def _column_blocks(columns: int, groups: int, element_size: int) -> dict[str, in
     return {"BLOCK_W": width * split, "BLOCK_C": width}
 
 
+def _table_row(groups: int, column_blocks: dict[str, int]) -> str:
+    """Probes and many columns take registers, so they have launch configurations of their own."""
+    return "propagate_attention_wide" if groups or column_blocks["BLOCK_W"] > 16 else "propagate_attention"
+
+
 def variants() -> list[table.Variant]:
     """Specialisations to compile ahead of time: all head dims in half precision, float32, and the joint form."""
     pointers = {"w": "fp32", "maps": "fp32", "key_mask": "i1", "bounds": "i32"}
     half = [("fp16", d, 2, 0) for d in (40, 64, 80, 128, 160)]
     joint = [("bf16", 64, 2, 2), ("bf16", 128, 2, 2)]
-    return [
-        table.Variant(
-            f"propagate_attention {dtype} D={dim} C={columns}{' joint' if groups else ''}",
-            "propagate_attention",
-            propagate_attention_kernel,
-            dict.fromkeys("qkvo", dtype) | pointers,
-            {"C": columns, "GROUPS": groups, "HAS_MASK": False, "ACCUMULATE": True}
-            | head_dims(dim, dim, 4 if dtype == "fp32" else 2)
-            | _column_blocks(columns, groups, 4 if dtype == "fp32" else 2),
-            bits=32 if dtype == "fp32" else 16,
-            head_dim=dim,
-            keys=4096,
-            floats=("score_scale",),
-            dots=True,
+    single = [("fp32", d, 2, 0) for d in (64, 128, 160)]
+    found = []
+    for dtype, dim, columns, groups in [*half, ("bf16", 64, 16, 0), *joint, *single]:
+        size = 4 if dtype == "fp32" else 2
+        blocks = _column_blocks(columns, groups, size)
+        found.append(
+            table.Variant(
+                f"propagate_attention {dtype} D={dim} C={columns}{' joint' if groups else ''}",
+                _table_row(groups, blocks),
+                propagate_attention_kernel,
+                dict.fromkeys("qkvo", dtype) | pointers,
+                {"C": columns, "GROUPS": groups, "HAS_MASK": False, "ACCUMULATE": True}
+                | head_dims(dim, dim, size)
+                | blocks,
+                bits=8 * size,
+                head_dim=dim,
+                keys=4096,
+                floats=("score_scale",),
+                dots=size == 2,
+            )
         )
-        for dtype, dim, columns, groups in [
-            *half,
-            ("bf16", 64, 16, 0),
-            *joint,
-            ("fp32", 64, 2, 0),
-            ("fp32", 128, 2, 0),
-            ("fp32", 160, 2, 0),
-        ]
-    ]
+    return found

@@ -35,8 +35,12 @@ class LayerRecorder(ABC):
         """Whether the recorder's switches ask for this layer at this forward."""
 
     @abstractmethod
-    def attend_and_map(self, query, key, value, scale) -> tuple[torch.Tensor, torch.Tensor]:
-        """The attention output [B, H, N, D] and the maps fp32 [B, H, N, C] of the recorded rows."""
+    def map_columns(self) -> int:
+        """C, the number of maps this layer makes."""
+
+    @abstractmethod
+    def attend_and_map(self, query, key, value, scale, total: torch.Tensor) -> torch.Tensor:
+        """The attention output [B, H, N, D] of the recorded rows; their maps are added to ``total`` [B, H, N, C] in place."""
 
     def attend(
         self,
@@ -60,8 +64,8 @@ class LayerRecorder(ABC):
         rows = query.shape[0]
         start, stop = self.recorder.row_range(rows)
         self._check_length(query.shape[2])
-        out, maps = self.attend_and_map(query[start:stop], key[start:stop], value[start:stop], scale)
-        self._accumulate(maps.detach())
+        recorded = query[start:stop]
+        out = self.attend_and_map(recorded, key[start:stop], value[start:stop], scale, self._accumulator(recorded))
         if stop - start == rows:
             return out
         parts = [out]
@@ -90,19 +94,22 @@ class LayerRecorder(ABC):
                 f"{sorted(self.recorder.grids, reverse=True)} tokens: give the size of the latents the model runs on"
             )
 
-    def _accumulate(self, maps: torch.Tensor) -> None:
+    def _accumulator(self, query: torch.Tensor) -> torch.Tensor:
+        """The sum so far, to which this forward is about to add."""
+        shape = (*query.shape[:3], self.map_columns())
         if self.total is None or self.forwards is None:
             # A tensor made in inference mode could not be added to outside of it.
             with torch.inference_mode(False):
-                self.total = torch.zeros(maps.shape, dtype=torch.float32, device=maps.device)
-                self.forwards = torch.zeros((), dtype=torch.float32, device=maps.device)
-        if self.total.shape != maps.shape:
+                dtype = torch.promote_types(query.dtype, torch.float32)
+                self.total = torch.zeros(shape, dtype=dtype, device=query.device)
+                self.forwards = torch.zeros((), dtype=torch.float32, device=query.device)
+        if self.total.shape != shape:
             raise RuntimeError(
                 f"{self.name} recorded maps of shape {tuple(self.total.shape)} [B, H, N, C] and now gets "
-                f"{tuple(maps.shape)}: call reset() between runs that differ in batch or map columns"
+                f"{tuple(shape)}: call reset() between runs that differ in batch or map columns"
             )
-        self.total.add_(maps)
         self.forwards.add_(1.0)
+        return self.total
 
 
 class CrossAttentionLayer(LayerRecorder):
@@ -116,12 +123,15 @@ class CrossAttentionLayer(LayerRecorder):
     def wanted(self) -> bool:
         return self.recorder.record_cross and self.recorder.cross_columns > 0
 
+    def map_columns(self) -> int:
+        return self.recorder.cross_columns
+
     def forget_keys(self) -> None:
         """Drop the quality prompts' keys: the projection that made them may have changed (LoRA loaded, rescaled)."""
         self.key_pos = None
         self.key_neg = None
 
-    def attend_and_map(self, query, key, value, scale):
+    def attend_and_map(self, query, key, value, scale, total):
         recorder, rows, probes = self.recorder, query.shape[0], {}
         weight = recorder.weight
         if weight is not None:
@@ -141,7 +151,7 @@ class CrossAttentionLayer(LayerRecorder):
                 self.key_neg = self._project(recorder.negative[0], query)
             probes["key_neg"] = match_rows(self.key_neg, rows)
             probes["weight_neg"] = match_rows(_beside(query, recorder.negative[1]), rows)
-        return contrast_attention(query, key, value, weight, scale=scale, **probes)
+        return contrast_attention(query, key, value, weight, scale=scale, accumulate=total, **probes)[0]
 
     def _project(self, embeds: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         """Keys [B, H, L, D] of a prompt, by the layer's own path: norm, `to_k` as a module (LoRA counts), key norm.
@@ -163,9 +173,12 @@ class SelfAttentionLayer(LayerRecorder):
     def wanted(self) -> bool:
         return self.recorder.record_self and self.recorder.columns is not None
 
-    def attend_and_map(self, query, key, value, scale):
+    def map_columns(self) -> int:
+        return self.recorder.columns.shape[1]
+
+    def attend_and_map(self, query, key, value, scale, total):
         columns = match_rows(_beside(query, self.recorder.columns_by_length[query.shape[2]]), query.shape[0])
-        return propagate_attention(query, key, value, columns, scale=scale)
+        return propagate_attention(query, key, value, columns, scale=scale, accumulate=total)[0]
 
 
 def _beside(query: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -76,9 +76,6 @@ class AttentionRecorder:
         self.negative = _checked_probe("negative", negative)
         self.latent_size = (int(latent_size[0]), int(latent_size[1]))
         self.grids = token_grids(self.latent_size)
-        self.cross_columns = (weight.shape[2] if weight is not None else 0) + sum(
-            probe is not None for probe in (positive, negative)
-        )
         self.record_cross = False
         self.record_self = False
         self.rows: Rows = None
@@ -88,6 +85,12 @@ class AttentionRecorder:
         self._layers: dict[str, LayerRecorder] = {}
         self._native: dict[str, str] = {}
         self._patch = ExitStack()
+
+    @property
+    def cross_columns(self) -> int:
+        """How many cross-attention maps a layer makes: the columns of ``weight`` and one a quality prompt."""
+        columns = 0 if self.weight is None else self.weight.shape[2]
+        return columns + (self.positive is not None) + (self.negative is not None)
 
     @property
     def columns(self) -> torch.Tensor | None:

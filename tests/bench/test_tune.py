@@ -10,22 +10,21 @@ from bench import tune
 from bench.timing import Times
 from lotts.kernels import launch
 
+SECONDS = {256: 3.0, 512: 1.0, 1024: 2.0}
+
 
 class FakeTimer:
-    """Times a call by the block size it is launched with: 512 is the fastest."""
+    """Times a call by the block size that it was launched with."""
+
+    def __init__(self, launched):
+        self.launched = launched
 
     def interleaved(self, calls, rounds):
         times = {}
         for name, call in calls.items():
             call()
-            block = launch.config("inject_noise", "interpreter", 16)["BLOCK"]
-            times[name] = Times([SECONDS[seen[-1]] for _ in range(rounds)], [])
-            assert block == 1024  # outside the call, the table is as it was
+            times[name] = Times([SECONDS[self.launched[-1]]] * rounds, [])
         return times
-
-
-SECONDS = {256: 3.0, 512: 1.0, 1024: 2.0}
-seen = []
 
 
 @pytest.fixture
@@ -55,7 +54,7 @@ def test_a_new_row_changes_one_line_and_no_other_chip(group):
 def test_rows_are_sorted_narrowest_first():
     table = {}
     for head_dim, keys in ((256, 10), (64, 10), (64, 5)):
-        group = tune.Group("op", 16, head_dim, keys, ())
+        group = tune.Group("op", "op", 16, head_dim, keys, ())
         table = tune.with_row(table, "sm_90", group, {"BLOCK": 1})
     assert [(row["head_dim"], row["keys"]) for row in table["op"]["sm_90"]] == [(64, 5), (64, 10), (256, 10)]
 
@@ -68,7 +67,7 @@ def test_every_row_has_cases_within_its_bounds():
                 assert case.dtype.itemsize * 8 == group.bits
                 assert getattr(case, "dim", 0) <= group.head_dim
                 assert getattr(case, "keys", 0) <= group.keys
-            launch.config(op, "sm_90", group.bits, group.head_dim, group.keys)
+            launch.config(group.row, "sm_90", group.bits, group.head_dim, group.keys)
 
 
 def test_only_a_clear_gain_replaces_the_present_configuration():
@@ -80,31 +79,36 @@ def test_only_a_clear_gain_replaces_the_present_configuration():
 
 
 def test_wrong_and_spilling_candidates_are_not_timed(group, monkeypatch):
-    configs = [{"BLOCK": block, "num_warps": 4, "num_stages": 1} for block in SECONDS]
-    monkeypatch.setattr(tune, "candidates", lambda op: configs)
-    monkeypatch.setattr(tune, "obstacle", lambda g, c, a, d: "spills" if c["BLOCK"] == 256 else None)
-    original = launch.config
+    configs = [{"BLOCK": block, "num_warps": 4, "num_stages": 1} for block in (*SECONDS, 2048)]
+    monkeypatch.setattr(tune, "candidates", lambda op, bits: configs)
+    monkeypatch.setattr(tune, "spills", lambda job: "spills" if job[4]["BLOCK"] == 256 else None)
+    monkeypatch.setattr(tune, "wrong", lambda group, config, inputs: "wrong" if config["BLOCK"] == 2048 else None)
+    launched = []
 
-    def noting(*arguments, **more):
-        found = original(*arguments, **more)
-        return found
+    def ours(case, inputs, impl):
+        launched.append(launch.config("inject_noise", "sm_90", 16)["BLOCK"])
 
-    monkeypatch.setattr(launch, "config", noting)
-    timed = []
-    monkeypatch.setattr(type(group.cases[0]), "ours", lambda case, inputs, impl: note(timed))
-
-    def note(timed):
-        block = launch.config("inject_noise", "interpreter", 16)["BLOCK"]
-        timed.append(block)
-        seen.append(block)
-
-    assert tune.tune(group, "interpreter", FakeTimer(), "cpu")["BLOCK"] == 512
-    assert sorted(set(timed)) == [512, 1024]
+    monkeypatch.setattr(type(group.cases[0]), "ours", ours)
+    assert tune.tune(group, "sm_90", FakeTimer(launched), map, "cpu")["BLOCK"] == 512
+    assert set(launched) == {512, 1024}
 
 
-def test_the_gate_looks_at_the_results(group):
-    config = launch.config("inject_noise", "interpreter", 16)
-    group = dataclasses.replace(group, op="inject_noise")
-    with tune.using("inject_noise", config):
-        assert launch.config("inject_noise", "sm_90", 16) == config
-        assert launch.config("blend_step", "sm_90", 16)
+def test_no_valid_candidate_is_an_error(group, monkeypatch):
+    monkeypatch.setattr(tune, "spills", lambda job: "spills")
+    with pytest.raises(RuntimeError, match="no candidate"):
+        tune.tune(group, "sm_90", FakeTimer([]), map, "cpu")
+
+
+def test_a_configuration_is_in_force_within_the_context_only():
+    before = launch.config("inject_noise", "sm_90", 16)
+    with tune.using("inject_noise", {"BLOCK": 64}):
+        assert launch.config("inject_noise", "sm_90", 16) == {"BLOCK": 64}
+        assert launch.config("blend_step", "sm_90", 16) != {"BLOCK": 64}
+    assert launch.config("inject_noise", "sm_90", 16) == before
+
+
+def test_results_are_compared_before_a_candidate_counts(group, monkeypatch):
+    inputs = [case.inputs("cpu") for case in group.cases]
+    config = launch.config("inject_noise", "sm_90", 16)
+    monkeypatch.setattr(type(group.cases[0]), "ours", lambda case, inputs, impl: inputs["background"].unsqueeze(1))
+    assert "FAILS" in tune.wrong(group, config, inputs)

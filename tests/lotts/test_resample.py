@@ -132,6 +132,39 @@ def test_batches_agree_with_single_samples_to_rounding(any_pipe):
     assert relative_difference(together[1].result, single.result) < 1e-4
 
 
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+def test_fused_updates_are_the_schedulers_own_to_rounding(tiny_pipe, scheduler, monkeypatch):
+    tiny_pipe.scheduler = scheduler.from_config(tiny_pipe.scheduler.config)
+    backbone = backbone_for(tiny_pipe)
+    text, (base,) = candidates(backbone)
+    config = ResampleConfig(noise_step=1, background="fixed")
+    (fused,) = refined(backbone, text, [base], half_mask(), config)
+    monkeypatch.setattr(backbone, "linear_update", lambda step: None)
+    (own,) = refined(backbone, text, [base], half_mask(), config)
+    assert relative_difference(fused.result, own.result) < 1e-4
+
+
+def test_samplers_that_are_not_linear_are_refined_too(tiny_pipe):
+    tiny_pipe.scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config, clip_sample=True)
+    backbone = backbone_for(tiny_pipe)
+    text, (base,) = candidates(backbone)
+    assert backbone.linear_update(0) is None
+    mask = half_mask()
+    (out,) = refined(backbone, text, [base], mask, ResampleConfig(noise_step=2, global_steps=0))
+    assert torch.equal(out.result[:, ~mask[0]], base.result[:, ~mask[0]])
+    assert not torch.equal(out.result[:, mask[0]], base.result[:, mask[0]])
+
+
+def test_a_prediction_does_not_depend_on_the_steps_before_it(any_pipe):
+    backbone = backbone_for(any_pipe)
+    text, (base,) = candidates(backbone)
+    latents = base.latents[2][None]
+    with torch.no_grad():
+        after_a_run = backbone.predict(latents, 2, text, 3.0)
+        backbone.restart(STEPS, 2)
+        assert torch.equal(backbone.predict(latents, 2, text, 3.0), after_a_run)
+
+
 def test_replay_needs_a_recorded_run(tiny_pipe):
     backbone = backbone_for(tiny_pipe)
     text, (base,) = candidates(backbone)

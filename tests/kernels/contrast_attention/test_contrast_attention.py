@@ -223,7 +223,11 @@ def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(tmp_path):
     far.copy_(near)
     weight = torch.rand(5, 1)
     if DEVICE == "cuda":
-        far = torch.empty(2**31 + 2**21, dtype=torch.float16, device=DEVICE).as_strided(far.shape, far.stride()).copy_(near)
+        far = (
+            torch.empty(2**31 + 2**21, dtype=torch.float16, device=DEVICE)
+            .as_strided(far.shape, far.stride())
+            .copy_(near)
+        )
     near, weight = near.to(DEVICE), weight.to(DEVICE)
     expected = contrast_attention(near, near, near, weight, impl="triton")
     for actual, value in zip(contrast_attention(far, far, far, weight, impl="triton"), expected, strict=True):
@@ -272,7 +276,9 @@ def test_a_captured_graph_replays_on_new_inputs(arguments):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("n", "heads", "dim", "length"), [(4096, 10, 64, 77), (1024, 20, 64, 77), (4096, 24, 128, 512)])
+@pytest.mark.parametrize(
+    ("n", "heads", "dim", "length"), [(4096, 10, 64, 77), (1024, 20, 64, 77), (4096, 24, 128, 512)]
+)
 def test_full_size_layers_are_as_accurate_as_eager_torch(arguments, accuracy, eager, dtype, n, heads, dim, length):
     (query, key, value, weight), sides = arguments(n, length, dim, dtype, heads=heads)
     out, maps = contrast_attention(query, key, value, weight, impl="triton")

@@ -42,7 +42,9 @@ def test_implementations_differ_by_rounding_only(device, impl, stream):
     assert (a - b).abs().max() <= 2e-6
 
 
-CASES = [(seed, stream, count) for seed, count in zip(SEEDS, (1, 3, 4, 1023, 2050, 7), strict=True) for stream in STREAMS]
+CASES = [
+    (seed, stream, count) for seed, count in zip(SEEDS, (1, 3, 4, 1023, 2050, 7), strict=True) for stream in STREAMS
+]
 
 
 @pytest.fixture(scope="module")

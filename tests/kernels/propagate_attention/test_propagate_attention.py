@@ -147,9 +147,7 @@ def test_hidden_keys_are_as_good_as_absent_and_rows_without_any_give_zero(argume
     seen[1] = False
     out, maps = propagate_attention(query, key, value, columns, key_mask=seen, impl=impl)
     kept = seen[0]
-    alone = propagate_attention(
-        query[:1], key[:1, :, kept], value[:1, :, kept], columns[:1, kept], impl="reference"
-    )
+    alone = propagate_attention(query[:1], key[:1, :, kept], value[:1, :, kept], columns[:1, kept], impl="reference")
     close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-3, "atol": 1e-3}
     torch.testing.assert_close(out[:1], alone[0], **close)
     torch.testing.assert_close(maps[:1], alone[1], **close)

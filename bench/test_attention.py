@@ -1,0 +1,32 @@
+"""Attention with maps: ours, our plain-torch form, the reference, the eager formula, and attention without maps."""
+
+import pytest
+import torch.nn.functional as F
+
+from bench.conftest import DEVICE, IMPL, case_of
+
+CASES = [("contrast_attention", "SDXL"), ("propagate_attention", "SDXL"), ("propagate_attention", "FLUX")]
+
+
+@pytest.fixture(params=CASES, ids=" ".join)
+def case(request, benchmark):
+    benchmark.group = " ".join(request.param)
+    return case_of(*request.param)
+
+
+@pytest.fixture
+def inputs(case):
+    return case.inputs(DEVICE)
+
+
+@pytest.mark.parametrize("impl", list(dict.fromkeys((IMPL, "portable", "reference"))))
+def test_ours(timed, case, inputs, impl):
+    timed(lambda: case.ours(inputs, impl=impl))
+
+
+def test_eager_formula(timed, case, inputs):
+    timed(lambda: case.formula()(**inputs))
+
+
+def test_attention_without_maps(timed, inputs):
+    timed(lambda: F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"]))
