@@ -10,6 +10,19 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked ``gpu`` need one; Triton's interpreter cannot multiply bfloat16."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        arguments = getattr(item, "callspec", None)
+        values = list(arguments.params.values()) if arguments else []
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        elif any(v == "triton" for v in values) and any(v is torch.bfloat16 for v in values):
+            item.add_marker(pytest.mark.skip(reason="bfloat16 kernels need a GPU"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def poisoned_uninitialised_memory():
     """torch.empty returns NaN (or the largest integer), so that reading what was never written shows up."""

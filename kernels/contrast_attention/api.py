@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from lotts.kernels import dispatch, validate
-from lotts.kernels.contrast_attention.op import contrast_attention as triton
+from lotts.kernels.contrast_attention.op import contrast_attention as fused
 from lotts.kernels.contrast_attention.portable import contrast_attention as portable
 from lotts.kernels.contrast_attention.reference import contrast_attention as reference
 
-dispatch.register("contrast_attention", triton=triton, portable=portable, reference=reference)
+dispatch.register("contrast_attention", triton=fused, portable=portable, reference=reference)
 
 
 def contrast_attention(

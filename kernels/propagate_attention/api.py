@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from lotts.kernels import dispatch, validate
-from lotts.kernels.propagate_attention.op import propagate_attention as triton
+from lotts.kernels.propagate_attention.op import propagate_attention as fused
 from lotts.kernels.propagate_attention.portable import propagate_attention as portable
 from lotts.kernels.propagate_attention.probes import checked_probes
 from lotts.kernels.propagate_attention.reference import propagate_attention as reference
 
-dispatch.register("propagate_attention", triton=triton, portable=portable, reference=reference)
+dispatch.register("propagate_attention", triton=fused, portable=portable, reference=reference)
 
 #: The most columns one call carries: beside V they stay a small extra product.
 MAX_COLUMNS = 16

@@ -174,7 +174,8 @@ class SelfAttentionLayer(LayerRecorder):
         return self.recorder.record_self and self.recorder.columns is not None
 
     def map_columns(self) -> int:
-        return self.recorder.columns.shape[1]
+        columns = self.recorder.columns
+        return 0 if columns is None else columns.shape[1]
 
     def attend_and_map(self, query, key, value, scale, total):
         columns = match_rows(_beside(query, self.recorder.columns_by_length[query.shape[2]]), query.shape[0])

@@ -224,7 +224,8 @@ def train_sd(worker: Worker, runs: Path, images: int, onward: bool = False, weig
     vae = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32).to(worker.device).eval()
     model = Denoiser(len(tokenizer)).to(worker.device)
     if onward:
-        for name, part in model.named_children():
+        for name in ("text_encoder", "unet"):
+            part: Any = getattr(model, name)
             part.load_state_dict(type(part).from_pretrained(weights / name, torch_dtype=torch.float32).state_dict())
     recipe = Recipe(images=images, batch_size=16, learning_rate=1e-3, warmup=10_000, seed=worker.seed, ema=0.9995)
     loss = DenoiserLoss(model, vae, tokenizer, recipe, worker.device)

@@ -8,19 +8,6 @@ from torch import Tensor
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def pytest_collection_modifyitems(items):
-    """Tests marked ``gpu`` need one; Triton's interpreter cannot multiply bfloat16."""
-    if DEVICE == "cuda":
-        return
-    for item in items:
-        arguments = getattr(item, "callspec", None)
-        values = list(arguments.params.values()) if arguments else []
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-        elif any(v == "triton" for v in values) and any(v is torch.bfloat16 for v in values):
-            item.add_marker(pytest.mark.skip(reason="bfloat16 kernels need a GPU"))
-
-
 @pytest.fixture(scope="session")
 def device():
     return DEVICE
