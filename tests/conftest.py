@@ -1,6 +1,7 @@
 """Settings for every test."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def pytest_collection_modifyitems(items):
         values = list(arguments.params.values()) if arguments else []
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-        elif any(v == "triton" for v in values) and any(v is torch.bfloat16 for v in values):
+        elif any(isinstance(v, str) and v == "triton" for v in values) and any(v is torch.bfloat16 for v in values):
             item.add_marker(pytest.mark.skip(reason="bfloat16 kernels need a GPU"))
 
 
@@ -32,3 +33,10 @@ def poisoned_uninitialised_memory():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    """torch.compile counts recompilations of a function over the process: no test may use up another's allowance."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -280,7 +280,7 @@ def test_a_captured_graph_replays_on_new_inputs(arguments):
     ("n", "heads", "dim", "length"), [(4096, 10, 64, 77), (1024, 20, 64, 77), (4096, 24, 128, 512)]
 )
 def test_full_size_layers_are_as_accurate_as_eager_torch(arguments, accuracy, eager, dtype, n, heads, dim, length):
-    (query, key, value, weight), sides = arguments(n, length, dim, dtype, heads=heads)
+    (query, key, value, weight), _ = arguments(n, length, dim, dtype, heads=heads)
     out, maps = contrast_attention(query, key, value, weight, impl="triton")
     truth = contrast_attention(*(a.double() for a in (query, key, value, weight)), impl="reference")
     accuracy(out, eager(query, key, value, weight.unsqueeze(1))[0], truth[0], rms_bound=2 * torch.finfo(dtype).eps)
