@@ -14,7 +14,7 @@ CORE = [
     "pillow>=10",
     "tqdm>=4.66",
 ]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "peft>=0.17", "ruff>=0.12", "mypy>=1.15"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "peft>=0.17", "ruff>=0.12", "mypy>=1.15"]
 
 setup(
     name="lotts",

@@ -3,11 +3,6 @@
 import os
 import sys
 
-# Test processes run side by side, one a core: each, and what it starts, computes on its share of them.
-os.environ.setdefault(
-    "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
-)
-
 import pytest
 import torch
 

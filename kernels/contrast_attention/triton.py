@@ -166,7 +166,7 @@ def launch(
 
 
 def variants() -> list[table.Variant]:
-    """Specialisations to compile ahead of time: all head dims in half precision, and float32."""
+    """Specialisations to compile ahead of time: head dims in half precision (80 runs as 128 does), and float32."""
     fixed = {"C": 2, "HAS_POS": True, "HAS_NEG": True, "HAS_MASK": False, "ACCUMULATE": True, "BLOCK_C": 4}
     maps = dict.fromkeys(("maps", "weight", "weight_pos", "weight_neg"), "fp32")
     return [
@@ -183,7 +183,7 @@ def variants() -> list[table.Variant]:
             dots=dtype != "fp32",
         )
         for dtype, dim in [
-            *(("fp16", d) for d in (40, 64, 80, 128, 160)),
+            *(("fp16", d) for d in (40, 64, 128, 160)),
             ("bf16", 64),
             ("fp32", 64),
             ("fp32", 128),
