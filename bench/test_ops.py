@@ -1,14 +1,15 @@
-"""Attention with maps: ours, our plain-torch form, the reference, the eager formula, and attention without maps."""
+"""Every op: ours, our plain-torch form, the reference, the eager formula, and beside attention the one without maps."""
 
 import pytest
 import torch.nn.functional as F
 
 from bench.conftest import DEVICE, IMPL, case_of
 
-CASES = [("contrast_attention", "SDXL"), ("propagate_attention", "SDXL"), ("propagate_attention", "FLUX")]
+ATTENTION = [("contrast_attention", "SDXL"), ("propagate_attention", "SDXL"), ("propagate_attention", "FLUX")]
+LATENTS = [(op, "SDXL") for op in ("inject_noise", "blend_step", "philox_normal")]
 
 
-@pytest.fixture(params=CASES, ids=" ".join)
+@pytest.fixture(params=ATTENTION + LATENTS, ids=" ".join)
 def case(request, benchmark):
     benchmark.group = " ".join(request.param)
     return case_of(*request.param)
@@ -28,5 +29,6 @@ def test_eager_formula(timed, case, inputs):
     timed(lambda: case.formula()(**inputs))
 
 
+@pytest.mark.parametrize("case", ATTENTION, ids=" ".join, indirect=True)
 def test_attention_without_maps(timed, inputs):
     timed(lambda: F.scaled_dot_product_attention(inputs["query"], inputs["key"], inputs["value"]))
