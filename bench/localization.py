@@ -66,7 +66,7 @@ def tapped(backbone, prompt):
     """Taps on every attention layer; cross taps give columns orig, pos, neg of content tokens, then of quality words."""
     templates = {"orig": None, "pos": QUALITY_POSITIVE, "neg": QUALITY_NEGATIVE}
     taps = {}
-    for name, module in attention_modules(backbone.unet).items():
+    for name, module in attention_modules(backbone.network).items():
         if not name.endswith("attn2"):
             taps[name] = Tap(None)
             continue
@@ -80,11 +80,11 @@ def tapped(backbone, prompt):
                 quality[0] = torch.tensor(
                     [w in ("high</w>", "low</w>", "quality</w>") for w in words], dtype=torch.float32
                 )
-            keys = module.to_k(backbone.encode_prompt(text, guidance=False).positive)
+            keys = module.to_k(backbone.embed([text]).tokens)
             heads = keys.unflatten(-1, (module.heads, -1)).transpose(1, 2)
             probes[column] = (None if template is None else heads, torch.cat([weights, quality]))
         taps[name] = Tap(probes)
-    with patched_attention(backbone.unet, taps):
+    with patched_attention(backbone.network, taps):
         yield taps
 
 
@@ -163,6 +163,7 @@ def _backbone():
 def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
     text, seed, drawing = job
     backbone = _backbone()
+    conditioning = backbone.encode_prompt(text, "", GUIDANCE)
     with tapped(backbone, text) as taps:
         if drawing:
             rng = np.random.default_rng([seed, 11])
@@ -172,17 +173,15 @@ def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
             from PIL import Image
 
             x0 = backbone.encode_image(Image.fromarray(image))
-            backbone.timesteps(STEPS)
-            conditioning = backbone.encode_prompt(text, "", True)
+            backbone.restart(STEPS, 0, (SIDE, SIDE))
 
             def latents_at(step):
                 return renoise(backbone, x0, step, [derive_seed(seed, "localise")])
 
             for step in range(STEPS):
-                backbone.predict(latents_at(step), step, conditioning, GUIDANCE)
+                backbone.predict(latents_at(step), step, conditioning)
         else:
-            conditioning = backbone.encode_prompt(text, "", True)
-            (run,) = denoise(backbone, conditioning, [seed], (SIDE, SIDE), STEPS, GUIDANCE)
+            (run,) = denoise(backbone, conditioning, [seed], (SIDE, SIDE), STEPS)
             image = np.rint(backbone.decode(run.result[None])[0] * 255).astype(np.uint8)
             verdict = check(image, parse(text))
             truth, foreground = verdict.defects, verdict.foreground | verdict.defects
@@ -192,7 +191,7 @@ def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
 
     maps = maps_of(taps)
     for levels in ((0.2,), (0.35,), (0.5,), (0.65,), (0.8,), (0.9,), (0.5, 0.65, 0.8)):
-        with PredictionSource(levels).watch(backbone, text, 1, (SIDE, SIDE), STEPS, True) as watch:
+        with PredictionSource(levels).watch(backbone, text, 1, (SIDE, SIDE), STEPS, conditioning) as watch:
             maps[f"prediction {levels}"] = watch.maps(latents_at)["P"][0]
     truth, foreground = cells(truth), cells(foreground)
     maps["foreground"] = torch.from_numpy(foreground.astype(np.float32))

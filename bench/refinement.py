@@ -50,11 +50,11 @@ def _judge(image: np.ndarray, text: str) -> dict[str, float]:
 def _one(job: tuple[int, str, int]) -> dict[str, Any]:
     index, text, seed = job
     backbone, _ = _tools()
-    conditioning = backbone.encode_prompt(text, "", True)
-    with AttentionSource().watch(backbone, text, 1, SIZE, STEPS, True) as watch:
-        (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, GUIDANCE, watch=watch.step)
+    conditioning = backbone.encode_prompt(text, "", GUIDANCE)
+    with AttentionSource().watch(backbone, text, 1, SIZE, STEPS, conditioning) as watch:
+        (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
         attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
-    with PredictionSource().watch(backbone, text, 1, SIZE, STEPS, True) as watch:
+    with PredictionSource().watch(backbone, text, 1, SIZE, STEPS, conditioning) as watch:
         prediction = watch.maps(lambda step: candidate.latents[step][None])["P"]
     image = backbone.decode(candidate.result[None])[0]
     verdict = check(np.rint(image * 255).astype(np.uint8), parse(text))
@@ -77,7 +77,7 @@ def _one(job: tuple[int, str, int]) -> dict[str, Any]:
     for step in NOISE_STEPS:
         refined = refine(
             backbone, conditioning, [candidate] * len(masks), torch.cat(list(masks.values())), [0] * len(masks),
-            ResampleConfig(noise_step=step), STEPS, GUIDANCE,
+            ResampleConfig(noise_step=step), STEPS,
         )  # fmt: skip
         images = backbone.decode(torch.stack([r.result for r in refined]))
         for (name, mask), picture in zip(masks.items(), images, strict=True):

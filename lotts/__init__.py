@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lotts.repairs import repair
     from lotts.replays import replay
     from lotts.sources import AttentionSource, PredictionSource
+    from lotts.support import Support, supported
 
 _HOME = {
     "AttentionSource": "lotts.sources",
@@ -27,10 +28,12 @@ _HOME = {
     "LocalizeConfig": "lotts.localize",
     "PredictionSource": "lotts.sources",
     "Sample": "lotts.output",
+    "Support": "lotts.support",
     "capture": "lotts.capture",
     "load_pipeline": "lotts.models",
     "repair": "lotts.repairs",
     "replay": "lotts.replays",
+    "supported": "lotts.support",
 }
 
 __all__ = [
@@ -40,11 +43,13 @@ __all__ = [
     "LocalizeConfig",
     "PredictionSource",
     "Sample",
+    "Support",
     "__version__",
     "capture",
     "load_pipeline",
     "repair",
     "replay",
+    "supported",
 ]
 
 

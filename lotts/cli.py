@@ -128,7 +128,15 @@ def _add_method(parser: argparse.ArgumentParser, *, refinements: int, background
         help=f"keep the pixels outside the mask, feathered at the seam (default: {'yes' if paste else 'no'})",
     )
     _add(parser, "--steps", int, None, "N", "denoising steps (default: 20 for shapes-sd, 50 for others)")
-    _add(parser, "--guidance-scale", float, None, "G", "guidance; 1 is none (default: 3 for shapes-sd, 7.5 for others)")
+    _add(
+        parser,
+        "--guidance-scale",
+        float,
+        None,
+        "G",
+        "guidance; 1 is none (default: 3 for shapes-sd, else the pipeline's own)",
+    )
+    _add(parser, "--true-cfg-scale", float, 1.0, "G", "FLUX: classifier-free guidance as well; 1 is none (default 1)")
     _add(parser, "--negative-prompt", str, "", "TEXT", "what to stay away from (default: nothing)")
 
 
@@ -202,6 +210,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, A
         "global_steps": args.global_steps,
         "num_inference_steps": defaults["num_inference_steps"] if args.steps is None else args.steps,
         "guidance_scale": defaults["guidance_scale"] if args.guidance_scale is None else args.guidance_scale,
+        "true_cfg_scale": args.true_cfg_scale,
         "negative_prompt": args.negative_prompt,
         "generator": torch.Generator().manual_seed(args.seed),
         "pixel_paste": args.pixel_paste,

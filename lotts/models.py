@@ -46,10 +46,10 @@ def load_pipeline(
 
 
 def default_settings(name: str) -> dict[str, Any]:
-    """Steps, guidance and verifier that suit a model; the verifier is None where one has to be chosen."""
+    """Steps, guidance (None: the pipeline's own) and verifier (None: one has to be chosen) that suit a model."""
     if name in EMBEDDED:
         return {"num_inference_steps": 20, "guidance_scale": 3.0, "verifier": "shapes"}
-    return {"num_inference_steps": 50, "guidance_scale": 7.5, "verifier": None}
+    return {"num_inference_steps": 50, "guidance_scale": None, "verifier": None}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -105,18 +105,19 @@ def _quiet() -> Iterator[None]:
 
 
 def _make_restartable(pipe: Any) -> None:
-    """Put DDIM, with the same noise schedule, in the place of a scheduler that cannot begin in the middle."""
-    from diffusers import DDIMScheduler
+    """Put the family's first scheduler, of the same configuration, in the place of one that cannot begin in the middle."""
+    import diffusers
 
-    from lotts.backbones.stable_diffusion import RESTARTABLE
+    from lotts.backbones import family_of
 
-    name = type(pipe.scheduler).__name__
-    if name not in RESTARTABLE:
+    name, family = type(pipe.scheduler).__name__, family_of(pipe)
+    if name not in family.schedulers:
+        substitute = family.schedulers[0]
         warnings.warn(
-            f"{name} cannot restart in the middle of sampling: DDIMScheduler of the same configuration takes its place",
+            f"{name} cannot restart in the middle of sampling: {substitute} of the same configuration takes its place",
             stacklevel=3,
         )
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        pipe.scheduler = getattr(diffusers, substitute).from_config(pipe.scheduler.config)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -24,7 +24,7 @@ class LoTTS:
     >>> out.image
 
     Args:
-        pipe: a ``StableDiffusionPipeline`` with a DDIM or Euler scheduler.
+        pipe: a pipeline of a supported class, with a scheduler that can restart: see ``lotts.supported()``.
         verifier: a name (``lotts.verifiers.available()``) or a callable ``(images, prompts) -> scores``, higher is better.
         source: where defect maps come from: "attention" (the paper's), "prediction", or an object with ``watch()``.
 
@@ -52,7 +52,8 @@ class LoTTS:
         background: str = "replay",
         global_steps: int = 2,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float = 1.0,
         negative_prompt: str = "",
         height: int | None = None,
         width: int | None = None,
@@ -72,6 +73,7 @@ class LoTTS:
             num_refinements: localised refinements of each candidate (the paper's k = 2).
             mask_ratio: share of the picture resampled, in (0, 1] (the paper's r = 0.5).
             noise_step: step t0, counted from pure noise, where a refinement starts; default: half of the steps.
+            guidance_scale, true_cfg_scale, negative_prompt: as the pipeline itself takes them; default: its own default.
             background, global_steps, dilate, soft_ring: see ``ResampleConfig``.
             generator: its seed s gives candidates s, s + 1, ...; candidate i is the picture that ``pipe`` itself makes
                 with ``torch.Generator().manual_seed(s + i)``. A list gives one generator a candidate. Default: a random seed.
@@ -105,12 +107,11 @@ class LoTTS:
                     seeds,
                     request.size,
                     request.steps,
-                    request.guidance_scale,
                     watch=watch.step,
                     on_step=request.on_step("candidate"),
                 )
                 maps.append(watch.maps(functools.partial(_latents_at, batch)))
-            request.cost.denoised(len(seeds), request.steps, request.guided, watch.rows)
+            request.cost.denoised(len(seeds), request.steps, request.text.guided, watch.rows)
             done += batch
         return done, {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
 

@@ -34,7 +34,8 @@ def repair(
     background: str = "fixed",
     global_steps: int = 2,
     num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
     negative_prompt: str = "",
     generator: torch.Generator | None = None,
     dilate: int = 0,
@@ -47,7 +48,7 @@ def repair(
     """Resample the weak (or the given) region of a picture; never returns something that the verifier scores lower.
 
     Args:
-        pipe: a ``StableDiffusionPipeline`` with a DDIM or Euler scheduler.
+        pipe: a pipeline of a supported class, with a scheduler that can restart: see ``lotts.supported()``.
         image: a picture or the path of one; its sides must suit the pipeline (multiples of 8 as a rule).
         prompt: what the picture shows.
         mask: where to resample (white, True or > 0.5), as large as the picture or as the latent grid; None: find it.
@@ -82,6 +83,7 @@ def repair(
         global_steps=global_steps,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        true_cfg_scale=true_cfg_scale,
         negative_prompt=negative_prompt,
         height=height,
         width=width,
@@ -115,9 +117,10 @@ def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
 
     with request.watch(1) as watch:
         for step in watch.steps():
-            with watch.step(step):
-                backbone.predict(latents_at(step), step, request.text, request.guidance_scale)
-        request.cost.localization_rows += watch.rows + len(watch.steps()) * (2 if request.guided else 1)
+            latents = latents_at(step)
+            with watch.step(step, latents):
+                backbone.predict(latents, step, request.text)
+        request.cost.localization_rows += watch.rows + len(watch.steps()) * (2 if request.text.guided else 1)
         return watch.maps(latents_at)
 
 

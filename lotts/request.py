@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from lotts.backbones import Conditioning, StableDiffusion
+from lotts.backbones import Backbone, Conditioning
 from lotts.cost import Cost
 from lotts.localize import check_ratio
 from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index
@@ -25,14 +25,13 @@ T = TypeVar("T")
 class Request:
     """Everything the stages share. Built by ``build``, which checks every argument before any compute."""
 
-    backbone: StableDiffusion
+    backbone: Backbone
     verifier: Verifier
     source: MapSource
     prompt: str
     seeds: list[int]
     size: tuple[int, int]
     steps: int
-    guidance_scale: float
     num_refinements: int
     resample: ResampleConfig
     pixel_paste: bool
@@ -46,7 +45,7 @@ class Request:
     @classmethod
     def build(
         cls,
-        backbone: StableDiffusion,
+        backbone: Backbone,
         verifier: Verifier,
         source: MapSource,
         *,
@@ -56,7 +55,8 @@ class Request:
         mask_ratio: float,
         noise_step: int | None,
         num_inference_steps: int,
-        guidance_scale: float,
+        guidance_scale: float | None,
+        true_cfg_scale: float,
         negative_prompt: str,
         height: int | None,
         width: int | None,
@@ -83,7 +83,10 @@ class Request:
         config = ResampleConfig(num_inference_steps // 2 if noise_step is None else noise_step, **resample)
         if num_refinements:
             config.check_schedule(num_inference_steps)
-        size = backbone.latent_size(height or backbone.default_side, width or backbone.default_side)
+        default_height, default_width = backbone.default_size
+        size = backbone.latent_size(height or default_height, width or default_width)
+        if guidance_scale is None:
+            guidance_scale = backbone.default_guidance_scale
         seeds = seeds_from(generator, num_candidates)
         settings = {
             "num_candidates": num_candidates,
@@ -92,6 +95,7 @@ class Request:
             "noise_step": config.noise_step,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "true_cfg_scale": true_cfg_scale,
             "negative_prompt": negative_prompt,
             "height": height,
             "width": width,
@@ -101,7 +105,6 @@ class Request:
             "source": source.name,
             **resample,
         }
-        guided = guidance_scale > 1
         request = cls(
             backbone,
             verifier,
@@ -110,7 +113,6 @@ class Request:
             seeds,
             size,
             num_inference_steps,
-            guidance_scale,
             num_refinements,
             config,
             pixel_paste,
@@ -118,15 +120,11 @@ class Request:
             callback_on_step_end,
             output_type,
             settings,
-            backbone.encode_prompt(prompt, negative_prompt, guided),
+            backbone.encode_prompt(prompt, negative_prompt, guidance_scale, true_cfg_scale),
         )
-        request.cost.text_encodes += 1 + guided
-        backbone.timesteps(num_inference_steps)
+        request.cost.text_encodes += 1 + request.text.guided
+        backbone.restart(num_inference_steps, 0, size)
         return request
-
-    @property
-    def guided(self) -> bool:
-        return self.text.negative is not None
 
     def batches(self, items: Sequence[T]) -> Iterator[list[T]]:
         for start in range(0, len(items), self.batch_size):
@@ -134,18 +132,19 @@ class Request:
 
     def watch(self, batch: int) -> Watch:
         self.cost.text_encodes += 2
-        return self.source.watch(self.backbone, self.prompt, batch, self.size, self.steps, self.guided)
+        return self.source.watch(self.backbone, self.prompt, batch, self.size, self.steps, self.text)
 
     def on_step(self, stage: str) -> OnStep | None:
         """The user's diffusers callback as a hook of the sampling loop."""
         if self.callback is None:
             return None
-        callback, pipe, timesteps = self.callback, self.backbone.pipe, self.backbone.scheduler.timesteps
+        callback, backbone, timesteps = self.callback, self.backbone, self.backbone.scheduler.timesteps
 
         def hook(step: int, latents: torch.Tensor) -> torch.Tensor | None:
-            returned = callback(pipe, step, timesteps[step], {"latents": latents, "stage": stage})
+            shown = backbone.to_pipeline(latents)
+            returned = callback(backbone.pipe, step, timesteps[step], {"latents": shown, "stage": stage})
             replaced = (returned or {}).get("latents")
-            return None if replaced is None or replaced is latents else replaced
+            return None if replaced is None or replaced is latents else backbone.from_pipeline(replaced, self.size)
 
         return hook
 
@@ -163,10 +162,9 @@ class Request:
                 [k for _, k in batch],
                 self.resample,
                 self.steps,
-                self.guidance_scale,
                 on_step=self.on_step("refinement"),
             )
-            self.cost.denoised(len(batch), self.steps - self.resample.noise_step, self.guided)
+            self.cost.denoised(len(batch), self.steps - self.resample.noise_step, self.text.guided)
             out += [(parent, k, trajectory) for (parent, k), trajectory in zip(batch, refined, strict=True)]
         return out
 

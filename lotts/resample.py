@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lotts.backbones import Conditioning, LinearUpdate, StableDiffusion, guide
+from lotts.backbones import Backbone, Conditioning, LinearUpdate
 from lotts.kernels import blend_step, inject_noise
 
 BACKGROUNDS = ("replay", "fixed", "fresh", "clean")
@@ -74,7 +74,7 @@ class Trajectory:
         return final
 
 
-Watch = Callable[[int], AbstractContextManager[None]]
+Watch = Callable[[int, torch.Tensor], AbstractContextManager[None]]
 OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
@@ -85,12 +85,11 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
 
 def denoise(
-    backbone: StableDiffusion,
+    backbone: Backbone,
     text: Conditioning,
     seeds: list[int],
     size: tuple[int, int],
     num_inference_steps: int,
-    guidance_scale: float,
     *,
     watch: Watch | None = None,
     on_step: OnStep | None = None,
@@ -99,7 +98,7 @@ def denoise(
 
     Args:
         text: conditioning of one prompt, [1, L, E].
-        watch: context entered around the prediction of step i (attention capture).
+        watch: context entered around the prediction of step i from its latents (attention capture).
         on_step: called with (step, latents) after each step; may return replacement latents.
     """
     latents = torch.cat([backbone.initial_latents(seed, size) for seed in seeds])
@@ -108,10 +107,10 @@ def denoise(
     for generator in generators or ():
         torch.randn((1, *latents.shape[1:]), generator=generator, dtype=latents.dtype)
     text, steps = text.repeat(len(seeds)), [latents]
-    backbone.restart(num_inference_steps, 0)
+    backbone.restart(num_inference_steps, 0, size)
     for step in range(num_inference_steps):
-        with watch(step) if watch else nullcontext():
-            prediction = backbone.predict(latents, step, text, guidance_scale)
+        with watch(step, latents) if watch else nullcontext():
+            prediction = backbone.predict(latents, step, text)
         # The scheduler's own arithmetic: candidates are the stock pipeline's pictures bit for bit.
         latents = _shown(on_step, step, backbone.step(prediction, step, latents, generators))
         steps.append(latents)
@@ -119,14 +118,13 @@ def denoise(
 
 
 def refine(
-    backbone: StableDiffusion,
+    backbone: Backbone,
     text: Conditioning,
     candidates: list[Trajectory],
     masks: torch.Tensor,
     indices: list[int],
     config: ResampleConfig,
     num_inference_steps: int,
-    guidance_scale: float,
     *,
     on_step: OnStep | None = None,
 ) -> list[Trajectory]:
@@ -138,7 +136,8 @@ def refine(
     config.check_schedule(n)
     masks = grow(masks, config.dilate)
     change = _soft_ring(masks, config.soft_ring)
-    backbone.restart(n, t0)
+    height, width = candidates[0].result.shape[-2:]
+    backbone.restart(n, t0, (height, width))
     behind = _Background(backbone, candidates, indices, config.background)
 
     # Noise injection inside the mask.
@@ -149,7 +148,6 @@ def refine(
     steps: list[torch.Tensor | None] = [None] * t0 + [latents]
 
     text = text.repeat(len(candidates))
-    guidance = None if text.negative is None else guidance_scale
     seeds = _seeds(candidates, indices, "step", latents.device)
     for step in range(t0, n):
         rows = backbone.predict_rows(latents, step, text)
@@ -157,7 +155,7 @@ def refine(
         if step < n - config.global_steps:  # masked refinement; afterwards global integration
             inside = change >= 1 - (step + 1 - t0) / (n - t0)
             blend = {"mask": inside[:, None].to(torch.float32), **behind.parts(step + 1)}
-        latents = _shown(on_step, step, _advance(backbone, rows, step, latents, guidance, seeds, blend))
+        latents = _shown(on_step, step, _advance(backbone, rows, step, latents, text, seeds, blend))
         steps.append(latents)
 
     empty = ~masks.flatten(1).any(1)
@@ -176,7 +174,7 @@ def grow(masks: torch.Tensor, cells: int) -> torch.Tensor:
 
 
 def renoise(
-    backbone: StableDiffusion, x0: torch.Tensor, step: int, seeds: torch.Tensor | list[int], stream: int = 0
+    backbone: Backbone, x0: torch.Tensor, step: int, seeds: torch.Tensor | list[int], stream: int = 0
 ) -> torch.Tensor:
     """x0 [B, C, h, w] with the noise level of ``step``, one Philox noise a sample."""
     signal, noise = backbone.signal_and_noise(step)
@@ -186,18 +184,18 @@ def renoise(
 
 
 def _advance(
-    backbone: StableDiffusion,
+    backbone: Backbone,
     rows: torch.Tensor,
     step: int,
     latents: torch.Tensor,
-    guidance: float | None,
+    text: Conditioning,
     seeds: torch.Tensor,
     blend: dict[str, Any],
 ) -> torch.Tensor:
     """Guidance, the sampler's update and the blend with the background: one launch where the update is linear."""
-    update = backbone.linear_update(step)
+    update, guidance = backbone.linear_update(step), text.guidance_scale if text.guided else None
     if update is None:
-        rows = latents = backbone.step(guide(rows, guidance), step, latents, None)
+        rows = latents = backbone.step(text.guide(rows), step, latents, None)
         update, guidance = LinearUpdate(1.0, 0.0), None
     # A stochastic sampler's noise depends on the refinement and the step alone, not on the batch.
     fresh: dict[str, Any] = {"noise_factor": update.noise, "seeds": seeds, "stream": step} if update.noise else {}
@@ -237,7 +235,7 @@ def _soft_ring(masks: torch.Tensor, cells: int) -> torch.Tensor:
 class _Background:
     """What stands outside the mask when a step begins."""
 
-    def __init__(self, backbone: StableDiffusion, candidates: list[Trajectory], indices: list[int], kind: str) -> None:
+    def __init__(self, backbone: Backbone, candidates: list[Trajectory], indices: list[int], kind: str) -> None:
         self.backbone, self.candidates, self.kind = backbone, candidates, kind
         self.x0 = torch.stack([c.result for c in candidates])
         self.seeds = _seeds(candidates, indices, kind, self.x0.device)

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import torch
 
-from lotts.backbones import Conditioning, StableDiffusion
-from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, content_weights
+from lotts.backbones import Backbone, Conditioning, Embedding
+from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE
 from lotts.localize import LocalizeConfig, contrast, reweight
 
 Heatmaps = dict[str, torch.Tensor]
@@ -28,54 +28,77 @@ class Watch(Protocol):
 
     def __enter__(self) -> Watch: ...
     def __exit__(self, *error: object) -> None: ...
-    def step(self, index: int) -> AbstractContextManager[None]: ...
+    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]: ...
     def steps(self) -> list[int]: ...
     def maps(self, latents_at: LatentsAt) -> Heatmaps: ...
 
 
 class MapSource(Protocol):
-    """Anything that finds defects: ``watch`` starts to observe B candidates of one prompt on latents of ``size``."""
+    """Anything that finds defects: ``watch`` starts to observe B candidates of one prompt on latents of ``size``.
+
+    ``text`` is what one candidate is conditioned on, its guidance included.
+    """
 
     name: str
 
     def watch(
-        self, backbone: StableDiffusion, prompt: str, batch: int, size: tuple[int, int], steps: int, guided: bool
+        self, backbone: Backbone, prompt: str, batch: int, size: tuple[int, int], steps: int, text: Conditioning
     ) -> Watch: ...
 
 
 class AttentionSource:
-    """The paper's source: cross-attention under the quality prompts, propagated by self-attention, at no extra network row."""
+    """The paper's source: cross-attention under the quality prompts, propagated by self-attention.
+
+    Args:
+        config: which steps and layers, and how maps become one.
+        contrast: how the quality prompts get their maps. "probes": beside the prompt in the same forward, at no extra
+            network row; as keys of their own in a U-Net, as tokens that ride along in a transformer. "batch": each as a
+            row of its own, two more for every candidate and step in which cross-attention is read; the quality
+            prompt then steers what the network computes, from its first layer to the last.
+    """
 
     name = "attention"
 
-    def __init__(self, config: LocalizeConfig | None = None) -> None:
-        self.config = config or LocalizeConfig()
+    def __init__(self, config: LocalizeConfig | None = None, *, contrast: str = "probes") -> None:
+        if contrast not in ("probes", "batch"):
+            raise ValueError(f"expected contrast 'probes' or 'batch', got {contrast!r}")
+        self.config, self.contrast = config or LocalizeConfig(), contrast
 
-    def watch(self, backbone, prompt, batch, size, steps, guided) -> AttentionWatch:
-        return AttentionWatch(self.config, backbone, prompt, batch, size, steps, guided)
+    def watch(self, backbone, prompt, batch, size, steps, text) -> AttentionWatch:
+        kind = AttentionWatch if self.contrast == "probes" else BatchAttentionWatch
+        return kind(self.config, backbone, prompt, batch, size, steps, text)
 
 
 class AttentionWatch:
     rows = 0
 
     def __init__(
-        self, config: LocalizeConfig, backbone: StableDiffusion, prompt: str, batch: int, size, steps: int, guided: bool
+        self, config: LocalizeConfig, backbone: Backbone, prompt: str, batch: int, size, steps: int, text: Conditioning
     ) -> None:
         from lotts.capture import AttentionRecorder
 
-        tokenizer, device = backbone.pipe.tokenizer, backbone.device
-        self.config = config
+        self.config, self.backbone = config, backbone
         self.cross, self.self_ = (config.step_range(name, steps) for name in ("cross_steps", "self_steps"))
-        weight = content_weights(tokenizer, [prompt])[1].to(device)
         self.recorder = AttentionRecorder(
-            backbone.unet,
-            weight=weight[..., None].expand(batch, -1, 1),
-            positive=_probe(backbone, prompt, QUALITY_POSITIVE),
-            negative=_probe(backbone, prompt, QUALITY_NEGATIVE),
+            backbone.network,
+            weight=backbone.content_weights([prompt]).to(backbone.device)[..., None].expand(batch, -1, 1),
             latent_size=size,
             layers=config.layers,
+            order=backbone.order,
+            **self._probes(prompt),
         )
-        self.recorder.rows = slice(batch, 2 * batch) if guided else None
+        doubled = text.guided and backbone.doubles_rows
+        self.recorder.rows = slice(batch, 2 * batch) if doubled else None
+
+    def _probes(self, prompt: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Embeddings [1, L, E] of the quality prompts and weights [1, L] on the prompt's own content tokens."""
+        return {
+            name: (
+                self.backbone.embed([template.format(p=prompt)]).tokens,
+                self.backbone.content_weights([prompt], template=template).to(self.backbone.device),
+            )
+            for name, template in (("positive", QUALITY_POSITIVE), ("negative", QUALITY_NEGATIVE))
+        }
 
     def __enter__(self) -> AttentionWatch:
         self.recorder.__enter__()
@@ -91,7 +114,7 @@ class AttentionWatch:
         return sorted({r[k] for r in (self.cross, self.self_) for k in (0, len(r) // 2, -1)})
 
     @contextmanager
-    def step(self, index: int) -> Iterator[None]:
+    def step(self, index: int, latents: torch.Tensor) -> Iterator[None]:
         recorder = self.recorder
         recorder.record_cross = index in self.cross
         recorder.record_self = index in self.self_
@@ -114,8 +137,56 @@ class AttentionWatch:
         }
 
     def _contrasted(self) -> tuple[torch.Tensor, torch.Tensor]:
-        original, positive, negative = self.recorder.cross_maps().unbind(1)
+        original, positive, negative = self._masses()
         return original, contrast(positive, negative, self.config)
+
+    def _masses(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mass [B, h, w] on the content of the prompt, of the positive and of the negative quality prompt."""
+        original, positive, negative = self.recorder.cross_maps().unbind(1)
+        return original, positive, negative
+
+
+class BatchAttentionWatch(AttentionWatch):
+    """The quality prompts as rows of their own, run after the candidates' own prediction of the step."""
+
+    def __init__(self, config, backbone, prompt, batch, size, steps, text) -> None:
+        from lotts.capture import AttentionRecorder
+
+        super().__init__(config, backbone, prompt, batch, size, steps, text)
+        templates = (QUALITY_POSITIVE, QUALITY_NEGATIVE)
+        weight = torch.cat([backbone.content_weights([prompt], template=t).expand(batch, -1) for t in templates])
+        prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
+        self.quality = AttentionRecorder(
+            backbone.network,
+            weight=weight.to(backbone.device)[..., None],
+            latent_size=size,
+            layers=config.layers,
+            order=backbone.order,
+        )
+        self.quality.record_cross = True
+        self.text = Conditioning(Embedding.cat(prompts), embedded_guidance=text.embedded_guidance)
+
+    def _probes(self, prompt: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        return {}
+
+    def __enter__(self) -> BatchAttentionWatch:
+        return self  # each recorder enters for its own forwards alone
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    @contextmanager
+    def step(self, index: int, latents: torch.Tensor) -> Iterator[None]:
+        with self.recorder, super().step(index, latents):
+            yield
+        if index in self.cross:
+            with self.quality:
+                self.backbone.predict(torch.cat([latents, latents]), index, self.text)
+            self.rows += 2 * len(latents)
+
+    def _masses(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        positive, negative = self.quality.cross_maps()[:, 0].chunk(2)
+        return self.recorder.cross_maps()[:, 0], positive, negative
 
 
 class PredictionSource:
@@ -132,18 +203,16 @@ class PredictionSource:
             raise ValueError(f"expected levels as shares of the steps in [0, 1), got {levels}")
         self.levels = levels
 
-    def watch(self, backbone, prompt, batch, size, steps, guided) -> PredictionWatch:
-        return PredictionWatch(backbone, prompt, batch, sorted({int(level * steps) for level in self.levels}))
+    def watch(self, backbone, prompt, batch, size, steps, text) -> PredictionWatch:
+        return PredictionWatch(backbone, prompt, batch, sorted({int(level * steps) for level in self.levels}), text)
 
 
 class PredictionWatch:
-    def __init__(self, backbone: StableDiffusion, prompt: str, batch: int, steps: list[int]) -> None:
+    def __init__(self, backbone: Backbone, prompt: str, batch: int, steps: list[int], text: Conditioning) -> None:
         self.backbone, self.batch, self._steps, self.rows = backbone, batch, steps, 2 * len(steps) * batch
-        positive, negative = (
-            backbone.encode_prompt(t.format(p=prompt), guidance=False).positive
-            for t in (QUALITY_POSITIVE, QUALITY_NEGATIVE)
-        )
-        self.text = Conditioning(torch.cat([positive.expand(batch, -1, -1), negative.expand(batch, -1, -1)]), None)
+        templates = (QUALITY_POSITIVE, QUALITY_NEGATIVE)
+        prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
+        self.text = Conditioning(Embedding.cat(prompts), embedded_guidance=text.embedded_guidance)
 
     def __enter__(self) -> PredictionWatch:
         return self
@@ -154,16 +223,14 @@ class PredictionWatch:
     def steps(self) -> list[int]:
         return []
 
-    def step(self, index: int) -> AbstractContextManager[None]:
+    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]:
         return nullcontext()
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
         total: torch.Tensor | float = 0.0
         for step in self._steps:
             latents = latents_at(step)
-            positive, negative = (
-                self.backbone.predict(torch.cat([latents, latents]), step, self.text, 1.0).float().chunk(2)
-            )
+            positive, negative = self.backbone.predict(torch.cat([latents, latents]), step, self.text).float().chunk(2)
             total = total + (positive - negative).square().sum(1).sqrt()
         assert isinstance(total, torch.Tensor)
         return {"P": total / len(self._steps)}
@@ -183,9 +250,3 @@ def map_source(source: str | MapSource) -> MapSource:
     if not hasattr(source, "watch"):
         raise TypeError(f"expected a map source with a watch() method, got {type(source).__name__}")
     return source
-
-
-def _probe(backbone: StableDiffusion, prompt: str, template: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings [1, L, E] of the filled template and weights [1, L] on the prompt's own content tokens."""
-    weights = content_weights(backbone.pipe.tokenizer, [prompt], template=template)[1]
-    return backbone.encode_prompt(template.format(p=prompt), guidance=False).positive, weights.to(backbone.device)

@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
+from lotts.backbones.base import Backbone, is_diffusers
+from lotts.backbones.conditioning import Conditioning, Embedding
+from lotts.backbones.flux import Flux
 from lotts.backbones.schedulers import LinearUpdate
-from lotts.backbones.stable_diffusion import Conditioning, StableDiffusion, guide
+from lotts.backbones.stable_diffusion import StableDiffusion
+from lotts.backbones.stable_diffusion_3 import StableDiffusion3
+from lotts.backbones.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["Conditioning", "LinearUpdate", "StableDiffusion", "backbone_for", "guide"]
+__all__ = [
+    "FAMILIES",
+    "Backbone",
+    "Conditioning",
+    "Embedding",
+    "LinearUpdate",
+    "backbone_for",
+    "capturable",
+    "family_of",
+]
+
+#: Every family, by the diffusers class that it drives.
+FAMILIES: dict[str, type[Backbone]] = {
+    family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux)
+}
 
 
-def backbone_for(pipe: Any) -> StableDiffusion:
+def family_of(pipe: Any) -> type[Backbone]:
+    """The family that drives ``pipe``; TypeError where there is none, with the closest supported class."""
+    for family in FAMILIES.values():
+        if family.drives(pipe):
+            return family
+    name = type(pipe).__name__
+    message = f"expected a pipeline out of {', '.join(FAMILIES)}, got {name}"
+    if is_diffusers(pipe, "DiffusionPipeline"):
+        (closest,) = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)
+        message += (
+            f": the closest is {closest}; {closest}.from_pipe(pipe) makes one of the components that the two share"
+        )
+    raise TypeError(f"{message} (lotts.supported() lists what works)")
+
+
+def capturable(pipe: Any) -> Backbone:
+    """The backbone of whatever family ``pipe`` has its network from, also of pipelines that cannot be driven.
+
+    Attention is captured in image-to-image or inpainting pipelines, and under any scheduler.
+    """
+    networks = {"FluxTransformer2DModel": Flux, "SD3Transformer2DModel": StableDiffusion3}
+    transformer = getattr(pipe, "transformer", None)
+    transformer = type(getattr(transformer, "_orig_mod", transformer)).__name__
+    if transformer in networks:
+        return networks[transformer](pipe)
+    if hasattr(pipe, "unet") and hasattr(pipe, "encode_prompt"):
+        return (StableDiffusionXL if hasattr(pipe, "text_encoder_2") else StableDiffusion)(pipe)
+    return family_of(pipe)(pipe)
+
+
+def backbone_for(pipe: Any) -> Backbone:
     """The backbone that drives ``pipe``; TypeError or ValueError if it cannot be driven, with what to do."""
-    return StableDiffusion(pipe)
+    backbone = family_of(pipe)(pipe)
+    backbone.check_scheduler()
+    return backbone

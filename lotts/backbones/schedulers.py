@@ -11,6 +11,16 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+#: Schedulers that can begin in the middle of their schedule, by the kind of noising that the network was trained on.
+#: DPM++ 2M keeps the prediction before; a restart forgets it, so that the first step is of first order.
+VARIANCE_PRESERVING = (
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+)
+FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler",)
+
 
 @dataclass(frozen=True)
 class LinearUpdate:
@@ -40,6 +50,64 @@ def linear_update(scheduler: Any, step: int, eta: float = 0.0) -> LinearUpdate |
     if name == "FlowMatchEulerDiscreteScheduler":
         return _flow_match(scheduler, step)
     return None
+
+
+def check_restartable(scheduler: Any, names: tuple[str, ...]) -> None:
+    """ValueError where ``scheduler`` is none of ``names``, or set to draw noise that cannot be told apart by sample."""
+    name = type(scheduler).__name__
+    if name not in names:
+        raise ValueError(
+            f"expected a scheduler that can restart in the middle ({', '.join(names)}), got {name}: set "
+            f"pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config)"
+        )
+    algorithm = scheduler.config.get("algorithm_type", None)
+    if algorithm is not None and algorithm not in ("dpmsolver++", "dpmsolver"):
+        raise ValueError(
+            f"expected DPMSolverMultistepScheduler with algorithm_type 'dpmsolver++', got {algorithm!r}: set pipe.scheduler = "
+            "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type='dpmsolver++')"
+        )
+
+
+def seek(scheduler: Any, step: int) -> None:
+    """Make ``step`` the scheduler's next one: it counts its own steps, and some are made without it."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(step)
+        scheduler._step_index = None
+
+
+def stochastic(scheduler: Any) -> bool:
+    """Whether a step draws noise."""
+    return type(scheduler).__name__ == "EulerAncestralDiscreteScheduler" or bool(
+        scheduler.config.get("stochastic_sampling", False)
+    )
+
+
+def signal_and_noise(scheduler: Any, step: int) -> tuple[float, float]:
+    """(a, s) such that a * x0 + s * noise is distributed as the latents that enter ``step``."""
+    name = type(scheduler).__name__
+    if name == "DDIMScheduler":
+        alpha = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
+        return sqrt(alpha), sqrt(1 - alpha)
+    sigma = float(scheduler.sigmas[step])
+    if name in FLOW_MATCHING:
+        return 1 - sigma, sigma
+    if name == "DPMSolverMultistepScheduler":
+        alpha = 1 / sqrt(1 + sigma**2)
+        return alpha, sigma * alpha
+    return 1.0, sigma  # the Euler family works on unscaled x0 + sigma * noise
+
+
+def shift(scheduler: Any, tokens: int, max_shift: float = 1.15) -> float:
+    """How far a flow-matching schedule moves towards noise with a picture of ``tokens`` tokens: linear in their number.
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", section 5.3.2, in the
+    form of FLUX's own sampler. ``max_shift`` stands where the scheduler's configuration names none.
+    """
+    config = scheduler.config
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (top - base) / (high - low)
+    return tokens * slope + (base - slope * low)
 
 
 # An estimate is linear too: (factor of the latents, factor of the prediction).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,12 @@ import torch
 
 from lotts.capture.patch import attention_modules
 from lotts.capture.recorder import AttentionRecorder, CaptureReport, LayerFilter, Probe, layer_filter
-from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, content_weights, find_word, word_weights
+from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, find_word
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from lotts.backbones import Backbone
 
 
 class Maps:
@@ -100,7 +102,7 @@ def capture(
         maps["cat"]  # [h, w]
 
     Args:
-        pipe: a diffusers pipeline with a `unet`, such as `StableDiffusionPipeline`.
+        pipe: a diffusers pipeline with a U-Net or the transformer of FLUX or Stable Diffusion 3.
         prompt: the prompt, or list of prompts, that the pipeline is called with.
         words: words or phrases of the prompt to make a map of, each by itself.
         quality: also map the prompt's content under "A high-quality image of ..." and "A low-quality image of ...".
@@ -108,26 +110,28 @@ def capture(
         height, width: size of the images in pixels, where it is not the model's own.
 
     Raises:
-        TypeError, ValueError: before any computation, for a pipeline without `unet`, an empty prompt, a word that is
+        TypeError, ValueError: before any computation, for a pipeline of another kind, an empty prompt, a word that is
             in none of the prompts, or a name in `layers` that no layer has.
         RuntimeError: on entering, when no attention layer is supported; on leaving, when nothing was recorded.
     """
-    if not hasattr(pipe, "unet") or not hasattr(pipe, "encode_prompt"):
-        raise TypeError(f"expected a diffusers text-to-image pipeline with a `unet`, got {type(pipe).__name__}")
+    from lotts.backbones import capturable  # which itself needs this package
+
+    backbone = capturable(pipe)
     prompts = _checked_prompts(prompt)
-    weight = _columns(pipe, prompts, words)
-    selected = layer_filter(layers, list(attention_modules(pipe.unet)))
-    device = pipe._execution_device
+    weight = _columns(backbone, prompts, words)
+    selected = layer_filter(layers, list(attention_modules(backbone.network)))
+    default_height, default_width = backbone.default_size
     recorder = AttentionRecorder(
-        pipe.unet,
-        weight.to(device),
-        positive=_probe(pipe, prompts, QUALITY_POSITIVE, device) if quality else None,
-        negative=_probe(pipe, prompts, QUALITY_NEGATIVE, device) if quality else None,
-        latent_size=_latent_size(pipe, height, width),
+        backbone.network,
+        weight.to(backbone.device),
+        positive=_probe(backbone, prompts, QUALITY_POSITIVE) if quality else None,
+        negative=_probe(backbone, prompts, QUALITY_NEGATIVE) if quality else None,
+        latent_size=backbone.latent_size(height or default_height, width or default_width),
         layers=selected,
+        order=backbone.order,
     )
     recorder.record_cross = True
-    recorder.rows = _conditional_rows(pipe)
+    recorder.rows = backbone.conditional_rows
     maps = Maps(recorder, words, single=isinstance(prompt, str))
     with recorder:
         yield maps
@@ -144,53 +148,24 @@ def _checked_prompts(prompt: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def _columns(pipe: Any, prompts: list[str], words: Sequence[str]) -> torch.Tensor:
+def _columns(backbone: Backbone, prompts: list[str], words: Sequence[str]) -> torch.Tensor:
     """Weights fp32 [B, L, W + 1]: the words, then the content of each prompt."""
     if isinstance(words, str):
         raise TypeError(f"expected words as a sequence of strings, got one string; write [{words!r}]")
-    texts = _spelled_out(pipe, prompts)
+    texts = backbone.spelled_out(prompts)
     missing = [word for word in words if not any(find_word(text, word) for text in texts)]
     if missing:
         raise ValueError(f"no prompt contains {missing}; words must be spelled as in the prompt: {prompts}")
-    content = content_weights(pipe.tokenizer, texts)[1]
+    content = backbone.content_weights(prompts)
     columns = torch.zeros((*content.shape, len(words) + 1))
     columns[..., -1] = content
     for row, text in enumerate(texts):
         present = [i for i, word in enumerate(words) if find_word(text, word)]
-        columns[row][:, present] = word_weights(pipe.tokenizer, text, [words[i] for i in present])
+        columns[row][:, present] = backbone.word_weights(text, [words[i] for i in present])
     return columns
 
 
-def _probe(pipe: Any, prompts: list[str], template: str, device: torch.device) -> Probe:
-    filled = [template.replace("{p}", text) for text in prompts]
+def _probe(backbone: Backbone, prompts: list[str], template: str) -> Probe:
     with torch.no_grad():
-        embeds = pipe.encode_prompt(
-            prompt=filled, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
-    weight = content_weights(pipe.tokenizer, _spelled_out(pipe, prompts), template=template)[1]
-    return embeds, weight.to(device)
-
-
-def _conditional_rows(pipe: Any) -> Callable[[int], slice]:
-    """The half of a batch that a pipeline guides towards the prompt: the second; all of it without guidance."""
-    distilled = pipe.unet.config.time_cond_proj_dim is not None
-
-    # `pipe.do_classifier_free_guidance` says the same, but torch.compile, which runs this, cannot trace it.
-    def conditional_rows(rows: int) -> slice:
-        guided = pipe.guidance_scale > 1 and not distilled
-        return slice(rows // 2 if guided else 0, rows)
-
-    return conditional_rows
-
-
-def _spelled_out(pipe: Any, prompts: list[str]) -> list[str]:
-    """The prompts as the pipeline tokenises them: a textual-inversion word of several vectors becomes several."""
-    convert = getattr(pipe, "maybe_convert_prompt", None)
-    return prompts if convert is None else convert(prompts, pipe.tokenizer)
-
-
-def _latent_size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    sample = pipe.unet.config.sample_size
-    sample_h, sample_w = (sample, sample) if isinstance(sample, int) else sample
-    factor = pipe.vae_scale_factor
-    return (height // factor if height else sample_h, width // factor if width else sample_w)
+        embeds = backbone.embed([template.replace("{p}", text) for text in prompts]).tokens
+    return embeds, backbone.content_weights(prompts, template=template).to(backbone.device)

@@ -1,4 +1,4 @@
-"""What is recorded at one attention layer: the maps of each forward, added up in place and never the attention matrix."""
+"""What is recorded at one attention layer: the maps of each forward, added up and never the attention matrix."""
 
 from __future__ import annotations
 
@@ -12,23 +12,76 @@ from lotts.capture.grids import match_rows
 from lotts.kernels import contrast_attention, propagate_attention
 
 if TYPE_CHECKING:
+    from lotts.capture.joint import JointStream
     from lotts.capture.recorder import AttentionRecorder
 
 
-class LayerRecorder(ABC):
-    """The attention handler and the accumulator of one layer.
+class MapSum:
+    """The maps of one kind that a layer made, added up.
 
-    `total` is the fp32 sum [B, H, N, C] of the maps of `forwards` forwards, both None before the first. The count is
-    a tensor because torch.compile would specialise on a Python number and compile again at each forward.
+    `total` is the fp32 sum [B, H, N, C] over `forwards` forwards, both None before the first. The count is a tensor because
+    torch.compile would specialise on a Python number and compile again at each forward.
     """
+
+    def __init__(self) -> None:
+        self.total: torch.Tensor | None = None
+        self.forwards: torch.Tensor | None = None
+
+    def begin_forward(self, name: str, like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The sum so far, to which this forward is about to add."""
+        if self.total is None or self.forwards is None:
+            # A tensor made in inference mode could not be added to outside of it.
+            with torch.inference_mode(False):
+                dtype = torch.promote_types(like.dtype, torch.float32)
+                self.total = torch.zeros(shape, dtype=dtype, device=like.device)
+                self.forwards = torch.zeros((), dtype=torch.float32, device=like.device)
+        if self.total.shape != shape:
+            raise RuntimeError(
+                f"{name} recorded maps of shape {tuple(self.total.shape)} [B, H, N, C] and now gets {tuple(shape)}: call "
+                "reset() between runs that differ in batch or map columns"
+            )
+        self.forwards.add_(1.0)
+        return self.total
+
+
+class LayerRecorder(ABC):
+    """The attention handler of one layer, and the sums of the maps it makes, by kind: "cross", "self"."""
+
+    kinds: tuple[str, ...]
 
     def __init__(self, name: str, attn: nn.Module, recorder: AttentionRecorder):
         self.name = name
         self.attn = attn
         self.recorder = recorder
-        self.total: torch.Tensor | None = None
-        self.forwards: torch.Tensor | None = None
+        self.sums: dict[str, MapSum] = {}
+        self.reset()
         self.native_reason: str | None = None
+
+    @abstractmethod
+    def attend(self, native: Any, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **kwargs):
+        """See ``lotts.capture.patch.AttentionHandler``."""
+
+    def reset(self) -> None:
+        self.sums = {kind: MapSum() for kind in self.kinds}
+
+    def mean(self, kind: str) -> torch.Tensor | None:
+        """Mean over forwards, [B, H, C, h, w] on the layer's own grid; None when nothing of the kind was recorded."""
+        found = self.sums.get(kind)
+        if found is None or found.total is None or found.forwards is None:
+            return None
+        height, width = self.recorder.grids[found.total.shape[2]]
+        return (found.total / found.forwards).transpose(2, 3).unflatten(-1, (height, width))
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens not in self.recorder.grids:
+            raise ValueError(
+                f"{self.name} has {tokens} query tokens, but latent_size {self.recorder.latent_size} halves to "
+                f"{sorted(self.recorder.grids, reverse=True)} tokens: give the size of the latents the model runs on"
+            )
+
+
+class PlainLayerRecorder(LayerRecorder):
+    """A layer of image queries: it records rows of its batch in one op, and runs the others through plain attention."""
 
     @abstractmethod
     def wanted(self) -> bool:
@@ -61,59 +114,33 @@ class LayerRecorder(ABC):
         if not recording:
             return native(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
 
-        rows = query.shape[0]
-        start, stop = self.recorder.row_range(rows)
+        start, stop = self.recorder.row_range(query.shape[0])
         self._check_length(query.shape[2])
         recorded = query[start:stop]
-        out = self.attend_and_map(recorded, key[start:stop], value[start:stop], scale, self._accumulator(recorded))
-        if stop - start == rows:
-            return out
-        parts = [out]
-        if start > 0:
-            parts.insert(0, native(query[:start], key[:start], value[:start], scale=scale))
-        if stop < rows:
-            parts.append(native(query[stop:], key[stop:], value[stop:], scale=scale))
-        # Joined as [B, N, H, D], the layout attention returns and the output projection reads without a copy.
-        return torch.cat([part.transpose(1, 2) for part in parts]).transpose(1, 2)
-
-    def reset(self) -> None:
-        self.total = None
-        self.forwards = None
-
-    def mean(self) -> torch.Tensor | None:
-        """Mean over forwards, [B, H, C, h, w] on the layer's own grid; None when nothing was recorded."""
-        if self.total is None or self.forwards is None:
-            return None
-        height, width = self.recorder.grids[self.total.shape[2]]
-        return (self.total / self.forwards).transpose(2, 3).unflatten(-1, (height, width))
-
-    def _check_length(self, tokens: int) -> None:
-        if tokens not in self.recorder.grids:
-            raise ValueError(
-                f"{self.name} has {tokens} query tokens, but latent_size {self.recorder.latent_size} halves to "
-                f"{sorted(self.recorder.grids, reverse=True)} tokens: give the size of the latents the model runs on"
-            )
-
-    def _accumulator(self, query: torch.Tensor) -> torch.Tensor:
-        """The sum so far, to which this forward is about to add."""
-        shape = (*query.shape[:3], self.map_columns())
-        if self.total is None or self.forwards is None:
-            # A tensor made in inference mode could not be added to outside of it.
-            with torch.inference_mode(False):
-                dtype = torch.promote_types(query.dtype, torch.float32)
-                self.total = torch.zeros(shape, dtype=dtype, device=query.device)
-                self.forwards = torch.zeros((), dtype=torch.float32, device=query.device)
-        if self.total.shape != shape:
-            raise RuntimeError(
-                f"{self.name} recorded maps of shape {tuple(self.total.shape)} [B, H, N, C] and now gets "
-                f"{tuple(shape)}: call reset() between runs that differ in batch or map columns"
-            )
-        self.forwards.add_(1.0)
-        return self.total
+        (kind,) = self.kinds
+        total = self.sums[kind].begin_forward(self.name, recorded, (*recorded.shape[:3], self.map_columns()))
+        out = self.attend_and_map(recorded, key[start:stop], value[start:stop], scale, total)
+        return _beside_other_rows(out, start, stop, query, key, value, lambda *qkv: native(*qkv, scale=scale))
 
 
-class CrossAttentionLayer(LayerRecorder):
+def _beside_other_rows(out, start: int, stop: int, query, key, value, attention: Any) -> torch.Tensor:
+    """The output of the rows from ``start`` to ``stop`` between those that ``attention`` gives for the rest."""
+    rows = query.shape[0]
+    if stop - start == rows:
+        return out
+    parts = [out]
+    if start > 0:
+        parts.insert(0, attention(query[:start], key[:start], value[:start]))
+    if stop < rows:
+        parts.append(attention(query[stop:], key[stop:], value[stop:]))
+    # Joined as [B, N, H, D], the layout attention returns and the output projection reads without a copy.
+    return torch.cat([part.transpose(1, 2) for part in parts]).transpose(1, 2)
+
+
+class CrossAttentionLayer(PlainLayerRecorder):
     """Attention mass on weighted text tokens: of the prompt itself, and of the two quality prompts."""
+
+    kinds = ("cross",)
 
     def __init__(self, name: str, attn: nn.Module, recorder: AttentionRecorder):
         super().__init__(name, attn, recorder)
@@ -167,8 +194,10 @@ class CrossAttentionLayer(LayerRecorder):
             return attn.norm_k(key) if attn.norm_k is not None else key
 
 
-class SelfAttentionLayer(LayerRecorder):
+class SelfAttentionLayer(PlainLayerRecorder):
     """Maps carried through self-attention: softmax(Q K^T) applied to each map as a column (paper: SA @ CA)."""
+
+    kinds = ("self",)
 
     def wanted(self) -> bool:
         return self.recorder.record_self and self.recorder.columns is not None
@@ -180,6 +209,111 @@ class SelfAttentionLayer(LayerRecorder):
     def attend_and_map(self, query, key, value, scale, total):
         columns = match_rows(_beside(query, self.recorder.columns_by_length[query.shape[2]]), query.shape[0])
         return propagate_attention(query, key, value, columns, scale=scale, accumulate=total)[0]
+
+
+class JointAttentionLayer(LayerRecorder):
+    """Attention over text and image tokens at once; makes maps of both kinds in one op.
+
+    Of an image query: the mass on weighted tokens of the prompt, within the whole sequence; the mass on each quality
+    prompt's probe tokens, beside the image alone; and maps carried through its attention to the image.
+
+    Args:
+        selected: whether the layer's maps are wanted; where probe tokens ride, it has to carry them all the same.
+    """
+
+    kinds = ("cross", "self")
+
+    def __init__(self, name: str, attn: nn.Module, recorder: AttentionRecorder, selected: bool):
+        super().__init__(name, attn, recorder)
+        self.selected = selected
+
+    def attend(
+        self, native, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **kwargs
+    ) -> torch.Tensor:
+        stream = self.recorder.stream
+        special = attn_mask is not None or dropout_p or is_causal or kwargs
+        if stream is None or (stream.columns is None and not stream.probes):
+            return native(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
+        tokens = query.shape[2]
+        alone = tokens == stream.image  # a layer beside the joint one, for the image only
+        if tokens != stream.tokens and not alone:
+            raise RuntimeError(
+                f"{self.name} has {tokens} tokens, expected {stream.text} of the text, {stream.probes} probes and "
+                f"{stream.image} of the image"
+            )
+        if special and stream.probes and not alone:
+            raise RuntimeError(
+                f"{self.name} attends under a mask, dropout or grouped queries, which probe tokens cannot ride with: use "
+                "AttentionSource(contrast='batch')"
+            )
+        if special:
+            self.native_reason = "it attends under a mask, dropout or grouped queries"
+        if special or not self.selected or (alone and not stream.maps):
+            if alone or not stream.probes:
+                return native(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
+            return _carried(stream, query, key, value, lambda *qkv: native(*qkv, scale=scale))
+        self._check_length(stream.image)
+        start, stop = self.recorder.row_range(query.shape[0])
+        recorded = [tensor[start:stop] for tensor in (query, key, value)]
+        out = self._record_alone(stream, recorded, scale) if alone else self._record(stream, recorded, scale)
+
+        def rest(q, k, v):
+            if alone or not stream.probes:
+                return native(q, k, v, scale=scale)
+            return _carried(stream, q, k, v, lambda *qkv: native(*qkv, scale=scale), idle=True)
+
+        return _beside_other_rows(out, start, stop, query, key, value, rest)
+
+    def _record(self, stream: JointStream, recorded: list[torch.Tensor], scale: float | None) -> torch.Tensor:
+        query, columns = recorded[0], stream.columns
+        assert columns is not None
+        probes: dict[str, Any] = {}
+        if stream.probes:
+            probes = {
+                "probe_sizes": stream.probes, "probe_start": stream.probe_start, "context": stream.image_span
+            }  # fmt: skip
+        out, maps = propagate_attention(*recorded, _beside(query, columns), scale=scale, **probes)
+        low, high = stream.image_span
+        seen = maps[:, :, low:high]
+        words, carried, rest = seen.tensor_split((stream.words, stream.words + stream.maps), dim=-1)
+        image, masses = rest.tensor_split((columns.shape[-1] - stream.words - stream.maps,), dim=-1)
+        cross = torch.cat([words, masses], dim=-1)
+        if cross.shape[-1]:
+            self._add("cross", query, cross)
+        if stream.maps:
+            # Among the image's tokens alone: what goes to the text carries no map.
+            self._add("self", query, carried / image)
+        return out
+
+    def _record_alone(self, stream: JointStream, recorded: list[torch.Tensor], scale: float | None) -> torch.Tensor:
+        assert stream.columns is not None
+        columns = stream.columns[:, slice(*stream.image_span), stream.words : stream.words + stream.maps]
+        out, maps = propagate_attention(*recorded, _beside(recorded[0], columns), scale=scale)
+        self._add("self", recorded[0], maps)
+        return out
+
+    def _add(self, kind: str, query: torch.Tensor, maps: torch.Tensor) -> None:
+        self.sums[kind].begin_forward(self.name, query, tuple(maps.shape)).add_(maps)
+
+
+def _carried(stream: JointStream, query, key, value, attention: Any, idle: bool = False) -> torch.Tensor:
+    """Joint attention in which probe groups see themselves and the image, and nothing sees them; no maps.
+
+    ``idle``: nothing reads the probes of these rows, so that they need not attend.
+    """
+    start, stop = stream.probe_start, stream.probe_start + sum(stream.probes)
+    low, high = stream.image_span
+
+    def main(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor[:, :, :start], tensor[:, :, stop:]], dim=2)
+
+    rest = attention(main(query), main(key), main(value))
+    groups, end = [], start
+    for size in stream.probes:
+        group, end = slice(end, end + size), end + size
+        beside = [torch.cat([tensor[:, :, group], tensor[:, :, low:high]], dim=2) for tensor in (key, value)]
+        groups.append(torch.zeros_like(query[:, :, group]) if idle else attention(query[:, :, group], *beside))
+    return torch.cat([rest[:, :, :start], *groups, rest[:, :, start:]], dim=2)
 
 
 def _beside(query: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Route the attention calls of a diffusers model through our own function, without rewriting its processors.
 
-Each attention module gets a copy of its processor whose class runs diffusers' own code, with one global rebound: `F`,
-in which `scaled_dot_product_attention` leads to a handler. Everything before and after that call (norms, residuals,
-fused projections, LoRA, IP-Adapter branches) stays diffusers' code. Forward hooks and `TorchFunctionMode` would be
-shorter, but `torch.compile` skips the first and breaks on the second.
+Each attention module gets a copy of its processor whose class runs diffusers' own code, with its way to attention rebound:
+`F.scaled_dot_product_attention` or `dispatch_attention_fn` lead to a handler. Everything before and after that call
+(norms, residuals, fused projections, LoRA, IP-Adapter branches) stays diffusers' code. Forward hooks and
+`TorchFunctionMode` would be shorter, but `torch.compile` skips the first and breaks on the second.
 """
 
 import copy
@@ -23,9 +23,9 @@ class AttentionHandler(Protocol):
     """Receives the attention call of one module, in place of `native`."""
 
     def attend(
-        self, native: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs
+        self, native: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args, **kwargs
     ) -> torch.Tensor:
-        """Return what `native(query, key, value, **kwargs)` returns: [B, H, N, D], from q, k, v as [B, H, N | L, D]."""
+        """Return what `native(query, key, value, *args, **kwargs)` returns: [B, H, N, D], from q, k, v as [B, H, N | L, D]."""
         ...
 
 
@@ -42,6 +42,29 @@ class _Hook:
         if self.handler is None or not first_call:
             return F.scaled_dot_product_attention(query, key, value, *args, **kwargs)
         return self.handler.attend(F.scaled_dot_product_attention, query, key, value, *args, **kwargs)
+
+    def dispatching(self, original: Any) -> Any:
+        """The rebound `dispatch_attention_fn`, which takes [B, N, H, D] and chooses among attention backends."""
+
+        def dispatch_attention_fn(
+            query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, **kwargs
+        ):
+            def native(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, **special):
+                q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+                out = original(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, **kwargs)
+                return out.transpose(1, 2)
+
+            first_call, self.first_call = self.first_call, False
+            if self.handler is None or not first_call:
+                return original(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **kwargs)
+            special = {"enable_gqa": True} if enable_gqa else {}
+            if kwargs.get("parallel_config") is not None:
+                special["parallel_config"] = kwargs["parallel_config"]
+            q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+            out = self.handler.attend(native, q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **special)
+            return out.transpose(1, 2)
+
+        return dispatch_attention_fn
 
 
 # One class and one hook for each (module, processor class), kept for the module's life: torch.compile guards on the
@@ -64,9 +87,10 @@ def unsupported_reason(attn: nn.Module) -> str | None:
     call = processor_class.__call__
     if not isinstance(call, FunctionType) or not call.__module__.startswith("diffusers."):
         return f"{processor_class.__name__} is not one of diffusers' attention processors"
-    if call.__globals__.get("F") is not F or "scaled_dot_product_attention" not in call.__code__.co_names:
-        return f"{processor_class.__name__} does not call F.scaled_dot_product_attention"
-    return None
+    names = call.__code__.co_names
+    if "dispatch_attention_fn" in names or ("scaled_dot_product_attention" in names and call.__globals__.get("F") is F):
+        return None
+    return f"{processor_class.__name__} does not call F.scaled_dot_product_attention or dispatch_attention_fn"
 
 
 @contextmanager
@@ -126,13 +150,15 @@ def _patched_class(attn: nn.Module, processor_class: type) -> tuple[type, _Hook]
 
 
 def _rebound_call(original: Any, hook: _Hook) -> Any:
-    """`original` on its own code object, with `F.scaled_dot_product_attention` leading to `hook`."""
+    """`original` on its own code object, with its attention calls leading to `hook`."""
     functional = ModuleType("lotts_functional")
     functional.__dict__.update({name: item for name, item in vars(F).items() if not name.startswith("__")})
     functional.scaled_dot_product_attention = hook.scaled_dot_product_attention  # type: ignore[attr-defined]
     # Without a `__name__`, torch.compile reads these globals and not those of the diffusers module of that name.
     namespace = {name: item for name, item in original.__globals__.items() if name != "__name__"}
     namespace["F"] = functional
+    if "dispatch_attention_fn" in namespace:
+        namespace["dispatch_attention_fn"] = hook.dispatching(namespace["dispatch_attention_fn"])
     rebound = FunctionType(original.__code__, namespace, original.__name__, original.__defaults__, original.__closure__)
     rebound.__kwdefaults__ = original.__kwdefaults__
 

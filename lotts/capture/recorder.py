@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lotts.capture.grids import resize_maps, token_grids
-from lotts.capture.layers import CrossAttentionLayer, LayerRecorder, SelfAttentionLayer
+from lotts.capture.joint import IMAGE_TEXT, TEXT_IMAGE, JointStream, joint_stream
+from lotts.capture.layers import CrossAttentionLayer, JointAttentionLayer, LayerRecorder, SelfAttentionLayer
 from lotts.capture.patch import attention_modules, patched_attention, unsupported_reason
 
 Probe = tuple[torch.Tensor, torch.Tensor]
@@ -24,9 +25,12 @@ class CaptureReport:
     cross_layers: tuple[str, ...] = ()
     self_layers: tuple[str, ...] = ()
     native_layers: dict[str, str] = field(default_factory=dict)
+    joint_layers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.cross_layers)} cross-attention and {len(self.self_layers)} self-attention layers captured"]
+        if self.joint_layers:
+            lines = [f"{len(self.joint_layers)} joint attention layers captured"]
         lines += [f"native: {name} ({reason})" for name, reason in self.native_layers.items()]
         return "\n".join(lines)
 
@@ -42,6 +46,8 @@ class AttentionRecorder:
         negative: likewise for the negative quality prompt.
         latent_size: (height, width) of the latents the model runs on.
         layers: which layers to record: None for all, a sequence of substrings of module names, or a predicate on them.
+        order: of a transformer's joint sequence, "text, image" or "image, text"; None for a U-Net. In a joint sequence the
+            quality prompts' tokens of weight 1 ride along as probe tokens (`lotts.capture.joint`).
 
     The caller switches between forwards; a layer whose switch is off costs its plain attention and nothing more:
         record_cross: record cross-attention maps, with the columns [weight..., positive, negative].
@@ -67,13 +73,21 @@ class AttentionRecorder:
         *,
         latent_size: tuple[int, int],
         layers: LayerFilter = None,
+        order: str | None = None,
     ):
+        if order not in (None, TEXT_IMAGE, IMAGE_TEXT):
+            raise ValueError(f"expected order None, {TEXT_IMAGE!r} or {IMAGE_TEXT!r}, got {order!r}")
         if weight is not None and weight.ndim != 3:
             raise ValueError(f"expected weight [B, L, C], got shape {tuple(weight.shape)}")
         self.model = model
         self.weight = None if weight is None else weight.float()
-        self.positive = _checked_probe("positive", positive)
-        self.negative = _checked_probe("negative", negative)
+        self.order = order or ""
+        self.stream: JointStream | None = None
+        probes = {"positive": positive, "negative": negative}
+        self.positive, self.negative = (
+            _checked_probe(name, probe) if order is None else _probe_tokens(name, _checked_probe(name, probe))
+            for name, probe in probes.items()
+        )
         self.latent_size = (int(latent_size[0]), int(latent_size[1]))
         self.grids = token_grids(self.latent_size)
         self.record_cross = False
@@ -114,22 +128,32 @@ class AttentionRecorder:
     def __enter__(self) -> "AttentionRecorder":
         previous, self._layers, self._native = self._layers, {}, {}
         for name, attn in attention_modules(self.model).items():
-            if not self._selected(name):
+            if not self._selected(name) and not self.order:
                 continue
-            reason = _native_reason(attn)
+            reason = unsupported_reason(attn) if self.order else _native_reason(attn)
+            if reason is not None and self.order and (self.positive or self.negative):
+                raise RuntimeError(f"cannot carry probe tokens through {name}: {reason}")
             if reason is not None:
                 self._native[name] = reason
                 continue
-            layer_class = CrossAttentionLayer if attn.is_cross_attention else SelfAttentionLayer
-            layer = previous.get(name) or layer_class(name, attn, self)
+            layer = previous.get(name) or self._layer(name, attn)
             if isinstance(layer, CrossAttentionLayer):
                 layer.forget_keys()
             self._layers[name] = layer
         if not self._layers:
             found = ", ".join(sorted(set(self._native.values()))) or "it has no attention layers"
             raise RuntimeError(f"nothing to capture in {type(self.model).__name__}: {found}")
-        self._patch.enter_context(patched_attention(self.model, self._layers))
+        with ExitStack() as stack:
+            stack.enter_context(patched_attention(self.model, self._layers))
+            if self.order:
+                stack.enter_context(joint_stream(self.model, self))
+            self._patch = stack.pop_all()
         return self
+
+    def _layer(self, name: str, attn: Any) -> LayerRecorder:
+        if self.order:
+            return JointAttentionLayer(name, attn, self, self._selected(name))
+        return (CrossAttentionLayer if attn.is_cross_attention else SelfAttentionLayer)(name, attn, self)
 
     def __exit__(self, *exc_info) -> None:
         self._patch.close()
@@ -161,10 +185,9 @@ class AttentionRecorder:
 
         `kind` is "cross" or "self"; layers that recorded nothing are left out.
         """
-        classes: dict[str, type[LayerRecorder]] = {"cross": CrossAttentionLayer, "self": SelfAttentionLayer}
-        if kind not in classes:
+        if kind not in ("cross", "self"):
             raise ValueError(f'expected kind "cross" or "self", got {kind!r}')
-        means = {name: layer.mean() for name, layer in self._layers.items() if isinstance(layer, classes[kind])}
+        means = {name: layer.mean(kind) for name, layer in self._layers.items()}
         return {name: mean for name, mean in means.items() if mean is not None}
 
     def reset(self) -> None:
@@ -181,6 +204,7 @@ class AttentionRecorder:
             tuple(name for name, layer in active.items() if isinstance(layer, CrossAttentionLayer)),
             tuple(name for name, layer in active.items() if isinstance(layer, SelfAttentionLayer)),
             {**self._native, **masked},
+            tuple(n for n, layer in active.items() if isinstance(layer, JointAttentionLayer) and layer.selected),
         )
 
     def _mean_maps(self, kind: str, layers: LayerFilter) -> torch.Tensor:
@@ -224,6 +248,23 @@ def _checked_probe(name: str, probe: Probe | None) -> Probe | None:
             f"{tuple(weight.shape)}"
         )
     return embeds, weight.float()
+
+
+def _probe_tokens(name: str, probe: Probe | None) -> Probe | None:
+    """The tokens of weight 1 alone, [P, n, E] and ones [P, n]: those that ride in a joint sequence."""
+    if probe is None:
+        return None
+    embeds, weight = probe
+    weight = weight.expand(embeds.shape[0], -1) > 0
+    counts = {int(row.sum()) for row in weight}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(
+            f"expected prompts with the same number of content tokens in {name}, got {sorted(counts)}: their tokens ride side "
+            "by side in one batch. Give prompts one at a time, or leave the quality prompts out (quality=False)"
+        )
+    return embeds[weight].unflatten(0, (embeds.shape[0], -1)), torch.ones(
+        embeds.shape[0], *counts, device=embeds.device
+    )
 
 
 def _native_reason(attn: Any) -> str | None:

@@ -20,7 +20,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def content_weights(
-    tokenizer: Any, prompts: Sequence[str], *, template: str | None = None
+    tokenizer: Any, prompts: Sequence[str], *, template: str | None = None, max_length: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids as the pipelines make them, and weight 1 on each content token of the prompts.
 
@@ -32,9 +32,10 @@ def content_weights(
         tokenizer: a tokenizer with offsets (`is_fast`), such as `pipe.tokenizer`.
         prompts: B prompts.
         template: text with one `{p}`, or None for the prompt alone.
+        max_length: L, the tokens that the pipeline reads; default: `tokenizer.model_max_length`.
 
     Returns:
-        input_ids int64 [B, L] and weights fp32 [B, L], where L is `tokenizer.model_max_length`.
+        input_ids int64 [B, L] and weights fp32 [B, L].
 
     Raises:
         TypeError: the tokenizer cannot say where its tokens lie in the text, or `prompts` is a single string.
@@ -43,7 +44,7 @@ def content_weights(
     if isinstance(prompts, str):
         raise TypeError("expected prompts as a sequence of strings, got one string; write [prompt]")
     prefix, suffix = _split_template(template)
-    input_ids, spans = _tokenize(tokenizer, [prefix + prompt + suffix for prompt in prompts])
+    input_ids, spans = _tokenize(tokenizer, [prefix + prompt + suffix for prompt in prompts], max_length)
     weights = torch.zeros(input_ids.shape, dtype=torch.float32)
     for row, prompt in enumerate(prompts):
         words = list(_WORD.finditer(prompt))
@@ -54,10 +55,10 @@ def content_weights(
     return input_ids, weights
 
 
-def word_weights(tokenizer: Any, prompt: str, words: Sequence[str]) -> torch.Tensor:
+def word_weights(tokenizer: Any, prompt: str, words: Sequence[str], *, max_length: int | None = None) -> torch.Tensor:
     """Weights fp32 [L, W]: column w is 1 on the tokens of every occurrence of `words[w]` in the prompt.
 
-    A word may be a phrase; case and the amount of white space do not matter, word boundaries do.
+    L is `max_length`, as in `content_weights`. A word may be a phrase; case and the amount of white space do not matter, word boundaries do.
 
     Raises:
         TypeError: `words` is a single string, or the tokenizer has no offsets.
@@ -65,7 +66,7 @@ def word_weights(tokenizer: Any, prompt: str, words: Sequence[str]) -> torch.Ten
     """
     if isinstance(words, str):
         raise TypeError(f"expected words as a sequence of strings, got one string; write [{words!r}]")
-    input_ids, spans = _tokenize(tokenizer, [prompt])
+    input_ids, spans = _tokenize(tokenizer, [prompt], max_length)
     weights = torch.zeros((input_ids.shape[1], len(words)), dtype=torch.float32)
     for column, word in enumerate(words):
         occurrences = find_word(prompt, word)
@@ -95,7 +96,9 @@ def _split_template(template: str | None) -> tuple[str, str]:
     return prefix, suffix
 
 
-def _tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
+def _tokenize(
+    tokenizer: Any, texts: list[str], max_length: int | None
+) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
     """Token ids [B, L] and the character span of each token; special tokens and padding have the empty span."""
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
@@ -104,7 +107,7 @@ def _tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, list[list
     encoded = tokenizer(
         texts,
         padding="max_length",
-        max_length=tokenizer.model_max_length,
+        max_length=max_length or tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
         return_offsets_mapping=True,

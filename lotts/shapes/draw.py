@@ -76,6 +76,13 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
         slack = 0.07 * scene.pitch
         centres = [(x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack)) for x, y in filter(None, stated)]
         return [Placed(x * SIDE, y * SIDE, r) for (x, y), r in zip(centres, radii, strict=True)]
+    if scene.kind == "free":
+        # From left to right as the caption names them, the way one describes a picture: a caption that did not say which
+        # object is which would teach a small model to mix them. The checker takes any order.
+        while not (spots := _scatter([max(radii)] * len(radii), rng)):
+            continue
+        spots.sort(key=lambda spot: spot.x)
+        return [Placed(spot.x, spot.y, radius) for spot, radius in zip(spots, radii, strict=True)]
     while True:
         spots = _scatter(radii, rng)
         if spots and all(holds(r, spots[0], spots[i + 1]) for i, r in enumerate(scene.relations)):

@@ -81,7 +81,7 @@ class Scene:
 
     def radius(self, size: str) -> float:
         """Nominal radius of an object, as a share of the picture's side."""
-        large = min(0.39 * self.pitch, 0.172)
+        large = min(0.39 * self.pitch, 0.13)
         return large if size == "large" else 0.64 * large
 
     def stated_centres(self) -> list[tuple[float, float] | None]:

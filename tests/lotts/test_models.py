@@ -19,11 +19,11 @@ def test_a_folder_is_loaded_with_its_scheduler(saved):
 
 
 def test_a_scheduler_that_cannot_restart_is_replaced_with_a_warning(tiny_pipe, tmp_path):
-    from diffusers import DPMSolverMultistepScheduler
+    from diffusers import UniPCMultistepScheduler
 
-    tiny_pipe.scheduler = DPMSolverMultistepScheduler(beta_end=0.0123, steps_offset=1)
+    tiny_pipe.scheduler = UniPCMultistepScheduler(beta_end=0.0123, steps_offset=1)
     tiny_pipe.save_pretrained(tmp_path / "pipe")
-    with pytest.warns(UserWarning, match="DPMSolverMultistepScheduler cannot restart"):
+    with pytest.warns(UserWarning, match="UniPCMultistepScheduler cannot restart"):
         pipe = load_pipeline(str(tmp_path / "pipe"), device="cpu", dtype="bf16")
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert pipe.scheduler.config.beta_end == 0.0123
@@ -83,4 +83,4 @@ def test_pickles_are_not_read(saved):
 
 def test_embedded_models_have_a_verifier_and_others_do_not():
     assert default_settings("shapes-sd") == {"num_inference_steps": 20, "guidance_scale": 3.0, "verifier": "shapes"}
-    assert default_settings("owner/name") == {"num_inference_steps": 50, "guidance_scale": 7.5, "verifier": None}
+    assert default_settings("owner/name") == {"num_inference_steps": 50, "guidance_scale": None, "verifier": None}

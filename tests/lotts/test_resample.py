@@ -21,14 +21,14 @@ def any_pipe(tiny_pipe, request):
 
 
 def candidates(backbone, seeds=(3,), **options):
-    text = backbone.encode_prompt("a red cat", "", guidance=True)
+    text = backbone.encode_prompt("a red cat", "", 3.0)
     with torch.no_grad():
-        return text, denoise(backbone, text, list(seeds), SIZE, STEPS, 3.0, **options)
+        return text, denoise(backbone, text, list(seeds), SIZE, STEPS, **options)
 
 
 def refined(backbone, text, base, masks, config, indices=None, **options):
     with torch.no_grad():
-        return refine(backbone, text, base, masks, indices or list(range(len(base))), config, STEPS, 3.0, **options)
+        return refine(backbone, text, base, masks, indices or list(range(len(base))), config, STEPS, **options)
 
 
 def relative_difference(a, b):
@@ -62,11 +62,11 @@ def test_deterministic_samplers_restart_exactly(tiny_pipe):
         everything = torch.ones(1, *SIZE, dtype=torch.bool)
         nothing_new = ResampleConfig(noise_step=3, global_steps=3)
         # Nothing is masked away and nothing injected: with an empty mask the loop would only replay, so drive it by hand.
-        backbone.restart(STEPS, 3)
+        backbone.restart(STEPS, 3, SIZE)
         latents = base.latents[3][None]
         with torch.no_grad():
             for step in range(3, STEPS):
-                latents = backbone.step(backbone.predict(latents, step, text, 3.0), step, latents, None)
+                latents = backbone.step(backbone.predict(latents, step, text), step, latents, None)
         assert torch.equal(latents[0], base.result)
         assert refined(backbone, text, [base], ~everything, nothing_new)[0].latents[-1] is base.latents[-1]
 
@@ -160,9 +160,9 @@ def test_a_prediction_does_not_depend_on_the_steps_before_it(any_pipe):
     text, (base,) = candidates(backbone)
     latents = base.latents[2][None]
     with torch.no_grad():
-        after_a_run = backbone.predict(latents, 2, text, 3.0)
-        backbone.restart(STEPS, 2)
-        assert torch.equal(backbone.predict(latents, 2, text, 3.0), after_a_run)
+        after_a_run = backbone.predict(latents, 2, text)
+        backbone.restart(STEPS, 2, SIZE)
+        assert torch.equal(backbone.predict(latents, 2, text), after_a_run)
 
 
 def test_replay_needs_a_recorded_run(tiny_pipe):

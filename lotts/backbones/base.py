@@ -1,0 +1,275 @@
+"""What every family has in common: the stock pipeline's components, driven one step at a time."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lotts.backbones import schedulers
+from lotts.backbones.conditioning import Conditioning, Embedding
+from lotts.backbones.schedulers import LinearUpdate
+from lotts.capture.tokens import content_weights, word_weights
+
+
+def is_diffusers(thing: Any, class_name: str) -> bool:
+    """Whether ``thing`` is an instance of the diffusers class of that name, or of a subclass."""
+    return any(c.__name__ == class_name and c.__module__.startswith("diffusers.") for c in type(thing).__mro__)
+
+
+class Backbone(ABC):
+    """A diffusers pipeline as the method sees it.
+
+    Latents are [B, C, h, w] on the grid that masks live on, whatever the pipeline's own layout. The loop supported
+    gives the stock pipeline's own numbers: ``LoTTS`` with seed s starts from the picture that
+    ``pipe(prompt, generator=torch.Generator().manual_seed(s))`` makes, bit for bit.
+    """
+
+    #: The diffusers class this drives, and the schedulers that it may have.
+    pipeline_class: ClassVar[str]
+    schedulers: ClassVar[tuple[str, ...]]
+    #: Of a transformer in which text and image attend to one another: the order of the tokens (``lotts.capture.joint``).
+    order: ClassVar[str | None] = None
+    #: Whether classifier-free guidance doubles the batch, unconditional rows first; else each prompt has its own pass.
+    doubles_rows: ClassVar[bool] = True
+
+    #: What a user should know of the family.
+    notes: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    @classmethod
+    def drives(cls, pipe: Any) -> bool:
+        """Whether ``pipe`` is of the family's class; tells without importing diffusers."""
+        return is_diffusers(pipe, cls.pipeline_class)
+
+    def check_scheduler(self) -> None:
+        """ValueError where sampling cannot restart in the middle with the pipeline's scheduler."""
+        schedulers.check_restartable(self.scheduler, self.schedulers)
+
+    # --- what the family is
+
+    @property
+    @abstractmethod
+    def network(self) -> torch.nn.Module:
+        """The denoiser, whose attention is captured."""
+
+    @property
+    def scheduler(self) -> Any:
+        return self.pipe.scheduler
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe._execution_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype  # type: ignore[return-value]
+
+    @property
+    @abstractmethod
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was trained for."""
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """What the pipeline takes when it is called without one."""
+        return float(inspect.signature(type(self.pipe).__call__).parameters["guidance_scale"].default)
+
+    # --- text
+
+    @abstractmethod
+    def encode_prompt(
+        self, prompt: str, negative_prompt: str = "", guidance_scale: float = 1.0, true_cfg_scale: float = 1.0
+    ) -> Conditioning:
+        """Embed one prompt; the negative one only under classifier-free guidance, a scale above 1.
+
+        Args:
+            true_cfg_scale: classifier-free guidance beside a guidance that the network takes as an input.
+        """
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Embedding:
+        """Embed B prompts as the pipeline does, for the positive side."""
+
+    @property
+    @abstractmethod
+    def segments(self) -> list[tuple[Any, int]]:
+        """The tokenizers whose tokens, one after the other, are those of an ``Embedding``, and how many each gives."""
+
+    def content_weights(self, prompts: Sequence[str], *, template: str | None = None) -> torch.Tensor:
+        """Weight 1 on the tokens that carry the prompts' content, fp32 [B, L]; see ``lotts.capture.tokens``."""
+        parts = [
+            content_weights(tokenizer, self.spelled_out(prompts), template=template, max_length=length)[1]
+            if tokenizer is not None
+            else torch.zeros((len(prompts), length))
+            for tokenizer, length in self.segments
+        ]
+        return torch.cat(parts, dim=1)
+
+    def word_weights(self, prompt: str, words: Sequence[str]) -> torch.Tensor:
+        """Weight 1 on the tokens of every occurrence of each word, fp32 [L, W]."""
+        if not words:
+            return torch.zeros((sum(length for _, length in self.segments), 0))
+        return torch.stack([self._word_weight(prompt, word) for word in words], dim=1)
+
+    def _word_weight(self, prompt: str, word: str) -> torch.Tensor:
+        parts, unread = [], None
+        for tokenizer, length in self.segments:
+            part = torch.zeros(length)
+            try:
+                if tokenizer is not None:
+                    part = word_weights(tokenizer, prompt, [word], max_length=length)[:, 0]
+            except ValueError as error:  # beyond what this tokenizer reads, but another may read it
+                unread = error
+            parts.append(part)
+        weight = torch.cat(parts)
+        if unread is not None and not weight.any():
+            raise unread
+        return weight
+
+    def spelled_out(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as the pipeline tokenises them: a textual-inversion word of several vectors becomes several."""
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        return list(prompts) if convert is None else convert(list(prompts), self.pipe.tokenizer)
+
+    def conditional_rows(self, rows: int) -> slice:
+        """Which rows of the stock pipeline's batch are guided towards the prompt: the second half under guidance."""
+        return slice(rows // 2 if self.pipe.guidance_scale > 1 else 0, rows)
+
+    def ordinary_guidance(self, true_cfg_scale: float) -> None:
+        """ValueError where a family without embedded guidance is asked for a second one."""
+        if true_cfg_scale != 1.0:
+            raise ValueError(
+                f"expected true_cfg_scale=1 with a {self.pipeline_class}, got {true_cfg_scale}: its guidance_scale is "
+                "classifier-free guidance already"
+            )
+
+    # --- latents
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a latent cell's side."""
+        return self.pipe.vae_scale_factor
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of a picture in pixels must be multiples of."""
+        return self.cell
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        if height <= 0 or width <= 0 or height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"expected a height and width that are multiples of {self.multiple}, got {height} x {width}"
+            )
+        return height // self.cell, width // self.cell
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of the autoencoder's latents."""
+
+    def initial_latents(self, seed: int, size: tuple[int, int]) -> torch.Tensor:
+        """Pure noise [1, C, h, w], as the stock pipeline draws it from ``torch.Generator().manual_seed(seed)``."""
+        from diffusers.utils.torch_utils import randn_tensor
+
+        shape = (1, self.channels, size[0] * self.cell // self.pipe.vae_scale_factor,
+                 size[1] * self.cell // self.pipe.vae_scale_factor)  # fmt: skip
+        noise = randn_tensor(shape, torch.Generator().manual_seed(seed), self.device, self.dtype)
+        return self.from_autoencoder(noise) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def from_autoencoder(self, latents: torch.Tensor) -> torch.Tensor:
+        """The autoencoder's layout, scaled, to ours."""
+        return latents
+
+    def to_autoencoder(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def to_pipeline(self, latents: torch.Tensor) -> torch.Tensor:
+        """Our layout to the one that the stock pipeline hands to callbacks."""
+        return latents
+
+    def from_pipeline(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return latents
+
+    def encode_image(self, image: Image.Image) -> torch.Tensor:
+        """The mode of the autoencoder's posterior, scaled: [1, C, h, w]."""
+        vae = self.pipe.vae
+        pixels = self.pipe.image_processor.preprocess(image.convert("RGB")).to(self.device, vae.dtype)
+        return self.from_autoencoder(self._normalised(vae.encode(pixels).latent_dist.mode()).to(self.dtype))
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Pictures as float32 [B, H, W, 3] in [0, 1]."""
+        images = self.pipe.vae.decode(self._denormalised(self.to_autoencoder(latents)), return_dict=False)[0]
+        return self.pipe.image_processor.postprocess(images, output_type="np")
+
+    def _normalised(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the autoencoder makes them, to the network's mean and scale."""
+        config = self.pipe.vae.config
+        shift = getattr(config, "shift_factor", None)
+        return (latents if shift is None else latents - shift) * config.scaling_factor
+
+    def _denormalised(self, latents: torch.Tensor) -> torch.Tensor:
+        config = self.pipe.vae.config
+        shift = getattr(config, "shift_factor", None)
+        latents = latents / config.scaling_factor
+        return latents if shift is None else latents + shift
+
+    # --- the sampler
+
+    def restart(self, num_inference_steps: int, step: int, size: tuple[int, int]) -> None:
+        """Set the schedule for latents of ``size``, forget what the scheduler remembers and make ``step`` the next one."""
+        self.set_timesteps(num_inference_steps, size)
+        if len(self.scheduler.timesteps) != num_inference_steps:
+            raise ValueError(
+                f"the scheduler makes {len(self.scheduler.timesteps)} steps of {num_inference_steps}: expected one a step"
+            )
+        schedulers.seek(self.scheduler, step)
+
+    def set_timesteps(self, num_inference_steps: int, size: tuple[int, int]) -> None:
+        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+
+    def signal_and_noise(self, step: int) -> tuple[float, float]:
+        """(a, s) such that a * x0 + s * noise is distributed as the latents that enter ``step``."""
+        return schedulers.signal_and_noise(self.scheduler, step)
+
+    def predict_rows(self, latents: torch.Tensor, step: int, text: Conditioning) -> torch.Tensor:
+        """The model's prediction for latents [B, C, h, w]; under guidance [2B, C, h, w], unconditional rows first."""
+        schedulers.seek(self.scheduler, step)
+        t = self.scheduler.timesteps[step]
+        rows = torch.cat([latents, latents]) if text.guided else latents
+        both = text.positive if text.negative is None else Embedding.cat([text.negative, text.positive])
+        if hasattr(self.scheduler, "scale_model_input"):
+            rows = self.scheduler.scale_model_input(rows, t)
+        return self.forward(rows, t, both, text.embedded_guidance)
+
+    @abstractmethod
+    def forward(
+        self, rows: torch.Tensor, t: torch.Tensor, text: Embedding, embedded_guidance: float | None
+    ) -> torch.Tensor:
+        """The network on rows [R, C, h, w] at timestep ``t``, with R rows of text."""
+
+    def predict(self, latents: torch.Tensor, step: int, text: Conditioning) -> torch.Tensor:
+        """The (guided) prediction [B, C, h, w] for latents [B, C, h, w]."""
+        return text.guide(self.predict_rows(latents, step, text))
+
+    def linear_update(self, step: int) -> LinearUpdate | None:
+        """What the scheduler does at ``step``, as factors; None where it is not linear and only ``step`` can do it."""
+        return schedulers.linear_update(self.scheduler, step)
+
+    def step(
+        self, prediction: torch.Tensor, step: int, latents: torch.Tensor, generators: list[torch.Generator] | None
+    ) -> torch.Tensor:
+        """The scheduler's update; stochastic samplers draw each sample's noise from its own generator."""
+        extra = {"generator": generators} if generators and self.stochastic else {}
+        return self.scheduler.step(prediction, self.scheduler.timesteps[step], latents, return_dict=False, **extra)[0]
+
+    @property
+    def stochastic(self) -> bool:
+        return schedulers.stochastic(self.scheduler)
