@@ -8,6 +8,7 @@ COMMANDS = {
     "gpu": "correctness, then time and memory of every op on a GPU, beside PyTorch's own ways; writes gpu.json",
     "render": "Markdown table and plots from gpu.json",
     "tune": "measure launch configurations on a GPU and rewrite its rows of kernels/launch_table.json",
+    "pipelines": "a step of full-size SD2.1, SDXL, SD3.5 medium and FLUX with random weights, stock and under capture",
     "cpu": "what attention maps cost on a CPU: the op alone, and a whole U-Net step under capture",
 }
 

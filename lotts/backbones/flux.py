@@ -20,7 +20,9 @@ class Flux(Backbone):
     pipeline_class = "FluxPipeline"
     schedulers = FLOW_MATCHING
     order = TEXT_IMAGE
-    notes = ("guidance_scale is the guidance that FLUX.1 dev takes as an input; true_cfg_scale adds classifier-free guidance",)
+    notes = (
+        "guidance_scale is the guidance that FLUX.1 dev takes as an input; true_cfg_scale adds classifier-free guidance",
+    )
     doubles_rows = False
 
     #: Tokens of T5, as the pipeline takes when it is called without ``max_sequence_length``.

@@ -49,8 +49,8 @@ class StableDiffusion3(Backbone):
     def segments(self) -> list[tuple[Any, int]]:
         pipe = self.pipe
         # Both CLIP tokenizers give the same tokens, joined in one embedding each. Without T5 zeros stand in its place.
-        t5 = (None, pipe.tokenizer_max_length) if pipe.text_encoder_3 is None else (pipe.tokenizer_3, self.T5_TOKENS)
-        return [(pipe.tokenizer, pipe.tokenizer_max_length), t5]
+        t5 = None if pipe.text_encoder_3 is None else pipe.tokenizer_3
+        return [(pipe.tokenizer, pipe.tokenizer_max_length), (t5, self.T5_TOKENS)]
 
     @property
     def multiple(self) -> int:

@@ -118,7 +118,14 @@ class _Passes:
 
 def _stream(model: Any, recorder: AttentionRecorder, kwargs: dict[str, Any]) -> JointStream:
     hidden, text = kwargs["hidden_states"], kwargs["encoder_hidden_states"]
-    image = hidden.shape[1] if hidden.ndim == 3 else hidden[0, 0].numel() // model.config.patch_size**2
+    height, width = recorder.latent_size
+    packed = hidden.ndim == 3
+    if hidden.shape[1] != height * width if packed else tuple(hidden.shape[-2:]) != (height, width):
+        raise ValueError(
+            f"expected latents of {height} x {width}, got {'tokens' if packed else 'latents'} of shape {tuple(hidden.shape)}: "
+            "give the size of the latents the model runs on (height=, width= of the picture)"
+        )
+    image = height * width if packed else height * width // model.config.patch_size**2
     cross = recorder.record_cross and recorder.cross_columns > 0
     probes = [probe[0].shape[1] for probe in (recorder.positive, recorder.negative) if cross and probe is not None]
     stream = JointStream(recorder.order, text.shape[1], image, tuple(probes))

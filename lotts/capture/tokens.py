@@ -58,7 +58,8 @@ def content_weights(
 def word_weights(tokenizer: Any, prompt: str, words: Sequence[str], *, max_length: int | None = None) -> torch.Tensor:
     """Weights fp32 [L, W]: column w is 1 on the tokens of every occurrence of `words[w]` in the prompt.
 
-    L is `max_length`, as in `content_weights`. A word may be a phrase; case and the amount of white space do not matter, word boundaries do.
+    L is `max_length`, as in `content_weights`. A word may be a phrase; case and the amount of white space do not matter,
+    word boundaries do.
 
     Raises:
         TypeError: `words` is a single string, or the tokenizer has no offsets.

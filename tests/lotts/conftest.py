@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 import torch
 
 
@@ -35,8 +36,7 @@ def clip_tokenizer(tmp_path_factory):
     """A CLIP tokenizer of 40 tokens' length."""
     from transformers import CLIPTokenizer
 
-    words = ["a", "the", "of", "red", "blue", "cat", "dog", "sits", "beside", "image", "high", "low", "quality"]
-    vocab, merges, _ = write_clip_vocabulary(tmp_path_factory.mktemp("tokenizer"), words)
+    vocab, merges, _ = write_clip_vocabulary(tmp_path_factory.mktemp("tokenizer"), tiny.WORDS)
     return CLIPTokenizer(vocab, merges, model_max_length=40)
 
 
@@ -62,33 +62,12 @@ def tiny_unet():
 @pytest.fixture
 def tiny_pipe(tiny_unet, clip_tokenizer):
     """StableDiffusionPipeline of 16x16 latents and 32x32 images with DDIM; random weights, fresh for each test."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(1)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(clip_tokenizer),
-            hidden_size=32,
-            intermediate_size=37,
-            num_attention_heads=4,
-            num_hidden_layers=2,
-            max_position_embeddings=clip_tokenizer.model_max_length,
-            bos_token_id=clip_tokenizer.bos_token_id,
-            eos_token_id=clip_tokenizer.eos_token_id,
-            pad_token_id=clip_tokenizer.pad_token_id,
-        )
-    ).eval()
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        latent_channels=4,
-        norm_num_groups=8,
-    ).eval()
     pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
+        vae=tiny.autoencoder(),
+        text_encoder=tiny.clip_text_model(clip_tokenizer),
         tokenizer=clip_tokenizer,
         unet=tiny_unet,
         scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
@@ -98,3 +77,17 @@ def tiny_pipe(tiny_unet, clip_tokenizer):
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def pipe_of(tiny_pipe, clip_tokenizer):
+    """A function from a name to a tiny pipeline: "sd", and those of ``tiny.py``."""
+    variants = {
+        "sd": lambda: tiny_pipe,
+        "sdxl": lambda: tiny.sdxl(clip_tokenizer),
+        "sd3": lambda: tiny.sd3(clip_tokenizer, dual_attention_layers=(), qk_norm=None, t5=False),
+        "sd3.5": lambda: tiny.sd3(clip_tokenizer),
+        "flux-dev": lambda: tiny.flux(clip_tokenizer),
+        "flux-schnell": lambda: tiny.flux(clip_tokenizer, guidance_embeds=False),
+    }
+    return lambda name: variants[name]()

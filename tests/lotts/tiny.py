@@ -129,15 +129,15 @@ def sd3(clip_tokenizer, dual_attention_layers=(0,), qk_norm="rms_norm", t5=True)
     )
 
 
-def flux(clip_tokenizer, guidance_embeds=True):
+def flux(clip_tokenizer, guidance_embeds=True, blocks=2):
     """FluxPipeline of 32x32 latents, 16x16 tokens, two double and two single blocks."""
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
     torch.manual_seed(4)
     transformer = FluxTransformer2DModel(
         in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
+        num_layers=blocks,
+        num_single_layers=blocks,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,

@@ -1,0 +1,325 @@
+"""A denoising step of full-size models, stock and under capture: time and peak memory.
+
+    python -m bench pipelines                          every model that fits the device
+    python -m bench pipelines --only sdxl --rounds 3
+    python -m bench pipelines --out bench/results/pipelines.json
+
+The models have their published configurations and random weights, on which speed does not depend; nothing is downloaded.
+float32 on a CPU, float16 or bfloat16 on a GPU. A step is the network's forward on the rows that its pipeline runs at once:
+two under classifier-free guidance, one for FLUX. Kinds of step: stock; idle, captured with nothing recorded; cross, with
+cross-attention recorded, of the prompt and of the two quality prompts; self, with maps propagated. Kinds take turns, a ratio
+is the median over rounds of the ratio within a round, and memory is the most that a step holds above what was held before.
+A model that does not fit is listed with what it would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cpu import STEPS, run_mean
+from bench.record import environment, write_json
+from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
+from bench.unet_step import sampled
+from lotts.capture import AttentionRecorder
+from lotts.capture.joint import IMAGE_TEXT, TEXT_IMAGE
+
+COLUMNS, CONTENT = 2, 12
+#: kind of device -> bound on a captured step over the stock one, and on its peak memory over the stock one's.
+TARGETS = {"cuda": (1.02, 1.01), "cpu": (1.10, None)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network of published size.
+
+    ``build`` makes it; ``inputs(rows, side)`` the keyword arguments of a forward on pictures of ``side`` pixels. ``text`` and
+    ``width``: tokens and channels of its prompt. ``cell``: pixels of a latent cell on the grid of the maps.
+    """
+
+    build: Callable[[], torch.nn.Module]
+    inputs: Callable[..., dict[str, torch.Tensor]]
+    text: int
+    width: int
+    rows: int
+    side: int
+    cell: int
+    dtype: torch.dtype
+    order: str | None = None
+
+
+def _unet(**config: Any) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(use_linear_projection=True, **config)
+
+
+def _sd3(**config: Any) -> torch.nn.Module:
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(**config)
+
+
+def _flux(**config: Any) -> torch.nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(**config)
+
+
+def _unet_inputs(rows: int, side: int, width: int, pooled: int = 0) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "sample": torch.randn(rows, 4, side // 8, side // 8),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(rows, 77, width),
+    }
+    if pooled:
+        inputs["added_cond_kwargs"] = {"text_embeds": torch.randn(rows, pooled), "time_ids": torch.ones(rows, 6)}
+    return inputs
+
+
+def _sd3_inputs(rows: int, side: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(rows, 16, side // 8, side // 8),
+        "timestep": torch.full((rows,), 500.0),
+        "encoder_hidden_states": torch.randn(rows, 77 + 256, 4096),
+        "pooled_projections": torch.randn(rows, 2048),
+    }
+
+
+def _flux_inputs(rows: int, side: int) -> dict[str, Any]:
+    cells = side // 16
+    ids = torch.zeros(cells, cells, 3)
+    ids[..., 1], ids[..., 2] = torch.arange(cells)[:, None], torch.arange(cells)
+    return {
+        "hidden_states": torch.randn(rows, cells * cells, 64),
+        "timestep": torch.full((rows,), 0.5),
+        "guidance": torch.full((rows,), 3.5),
+        "encoder_hidden_states": torch.randn(rows, 512, 4096),
+        "pooled_projections": torch.randn(rows, 768),
+        "txt_ids": torch.zeros(512, 3),
+        "img_ids": ids.flatten(0, 1),
+    }
+
+
+MODELS = {
+    "sd2.1": Model(
+        functools.partial(
+            _unet,
+            sample_size=96,
+            block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=(5, 10, 20, 20),
+            cross_attention_dim=1024,
+        ),
+        functools.partial(_unet_inputs, width=1024), text=77, width=1024, rows=2, side=512, cell=8, dtype=torch.float16,
+    ),
+    "sdxl": Model(
+        functools.partial(
+            _unet,
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        ),
+        functools.partial(_unet_inputs, width=2048, pooled=1280),
+        text=77, width=2048, rows=2, side=1024, cell=8, dtype=torch.float16,
+    ),
+    "sd3.5-medium": Model(
+        functools.partial(
+            _sd3,
+            num_layers=24,
+            num_attention_heads=24,
+            caption_projection_dim=1536,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        ),
+        _sd3_inputs, text=77 + 256, width=4096, rows=2, side=1024, cell=8, dtype=torch.bfloat16, order=IMAGE_TEXT,
+    ),
+    "flux": Model(
+        functools.partial(_flux, guidance_embeds=True),
+        _flux_inputs, text=512, width=4096, rows=1, side=1024, cell=16, dtype=torch.bfloat16, order=TEXT_IMAGE,
+    ),
+}  # fmt: skip
+
+
+class Steps:
+    """A model's step in all its kinds; keeps how far each kind's output is from the stock one's."""
+
+    def __init__(self, model: Model, side: int, device: str) -> None:
+        dtype = torch.float32 if device == "cpu" else model.dtype
+        self.network = randomised(model.build, dtype, device)
+        self.inputs = moved(model.inputs(model.rows, side), dtype, device)
+        size = (side // model.cell, side // model.cell)
+        content = torch.zeros(1, model.text, device=device)
+        content[:, 1 : 1 + CONTENT] = 1
+        quality = (torch.randn(1, model.text, model.width, device=device, dtype=dtype), content)
+        self.recorder = AttentionRecorder(
+            self.network, content[..., None], quality, quality, latent_size=size, order=model.order
+        )
+        self.recorder.rows = slice(model.rows - 1, model.rows)
+        self.recorder.columns = torch.rand(1, COLUMNS, *size, device=device)
+        self.stock: torch.Tensor | None = None
+        self.differences: dict[str, float] = {}
+
+    def calls(self) -> dict[str, Callable[[], torch.Tensor]]:
+        return {"stock": self._stock, **{kind: functools.partial(self._captured, kind) for kind in STEPS}}
+
+    def _stock(self) -> torch.Tensor:
+        self.stock = self.network(**self.inputs, return_dict=False)[0]
+        return self.stock
+
+    def _captured(self, kind: str) -> torch.Tensor:
+        self.recorder.record_cross, self.recorder.record_self = STEPS[kind]
+        with self.recorder:
+            output = self.network(**self.inputs, return_dict=False)[0]
+        if self.stock is not None:
+            self.differences[kind] = (output - self.stock).abs().max().item()
+        return output
+
+
+def randomised(build: Callable[[], torch.nn.Module], dtype: torch.dtype, device: str) -> torch.nn.Module:
+    """The model on ``device``, made without the memory or time of an initialisation elsewhere."""
+    with torch.device("meta"):
+        network = build()
+    network = network.to(dtype).to_empty(device=device).eval()
+    generator = torch.Generator(device).manual_seed(0)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.normal_(0, 0.02, generator=generator)
+    return network
+
+
+def moved(value: Any, dtype: torch.dtype, device: str) -> Any:
+    if isinstance(value, dict):
+        return {name: moved(item, dtype, device) for name, item in value.items()}
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def needed_bytes(model: Model, device: str) -> int:
+    """Weights, with a fifth for what a step holds beside them."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in model.build().parameters())
+    return int(1.2 * count * (4 if device == "cpu" else model.dtype.itemsize))
+
+
+def free_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("expected MemAvailable in /proc/meminfo")
+
+
+def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any]:
+    """Times, memory and ratios of each kind of step."""
+    steps = Steps(model, side, device)
+    calls = steps.calls()
+    seconds: dict[str, list[float]] = {kind: [] for kind in calls}
+    peaks: dict[str, list[int]] = {kind: [] for kind in calls}
+    timer = GpuTimer() if device == "cuda" else None
+    for i_round, kind in rounds_of(list(calls), rounds + 1):
+        if timer is None:
+            _, sample = sampled(calls[kind])
+            took, peak = sample.seconds, sample.peak_bytes
+        else:
+            took, peak = timer.device_seconds(calls[kind]), timer.extra_bytes(calls[kind])
+        if i_round > 0:
+            seconds[kind].append(took)
+            peaks[kind].append(peak)
+    resident = sum(p.numel() * p.element_size() for p in steps.network.parameters())
+    ratios = {kind: median_ratio(taken, seconds["stock"]) for kind, taken in seconds.items()}
+    whole = {kind: resident + sorted(taken)[len(taken) // 2] for kind, taken in peaks.items()}
+    return {
+        "pixels": side,
+        "rows": model.rows,
+        "dtype": "float32" if device == "cpu" else str(model.dtype).removeprefix("torch."),
+        "weights_mib": resident / 2**20,
+        "seconds": {kind: percentiles(taken) for kind, taken in seconds.items()},
+        "over_stock": {**ratios, "run mean": run_mean(ratios)},
+        "extra_mib": {kind: (peak - resident) / 2**20 for kind, peak in whole.items()},
+        "peak_over_stock": {kind: peak / whole["stock"] for kind, peak in whole.items()},
+        "output_difference": steps.differences,
+        "layers": str(steps.recorder.report),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown: a row a model and kind of step, then what could not run."""
+    lines = ["| model | step | seconds | over stock | extra MiB | peak over stock |", "|---|---|--:|--:|--:|--:|"]
+    for name, entry in report["models"].items():
+        if "skipped" in entry:
+            continue
+        for kind, times in entry["seconds"].items():
+            lines.append(
+                f"| {name}, {entry['pixels']} px | {kind} | {times['p50']:.4g} | {entry['over_stock'][kind]:.3f} "
+                f"| {entry['extra_mib'][kind]:.0f} | {entry['peak_over_stock'][kind]:.4f} |"
+            )
+    skipped = [f"{name}: {entry['skipped']}" for name, entry in report["models"].items() if "skipped" in entry]
+    return "\n".join([*lines, "", *skipped, *report["judged"]])
+
+
+def judged(report: dict[str, Any], device: str) -> list[str]:
+    """A line a target: met or missed."""
+    slower, larger = TARGETS[device]
+    lines = []
+    for name, entry in report["models"].items():
+        if "skipped" in entry:
+            continue
+        for kind in ("cross", "self", "run mean"):
+            value = entry["over_stock"][kind]
+            lines.append(
+                f"{'met   ' if value <= slower else 'MISSED'}  {name}, {kind}: {value:.3f} of stock (<= {slower})"
+            )
+        if larger is not None:
+            worst = max(entry["peak_over_stock"].values())
+            lines.append(f"{'met   ' if worst <= larger else 'MISSED'}  {name}, peak memory: {worst:.4f} (<= {larger})")
+    return lines
+
+
+@torch.no_grad()
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench pipelines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", choices=list(MODELS), help="a model; may be given several times")
+    parser.add_argument("--rounds", type=int, help="rounds after the warm-up (default 20 on a GPU, 3 on a CPU)")
+    parser.add_argument("--side", type=int, help="pixels of a picture's side (default: the model's own)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--out", type=Path, help="write the JSON there, after every model")
+    arguments = parser.parse_args(argv)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rounds = arguments.rounds or (20 if device == "cuda" else 3)
+    torch.manual_seed(0)
+    report: dict[str, Any] = {"environment": environment(), "rounds": rounds, "models": {}, "judged": []}
+    for name in arguments.only or MODELS:
+        model = MODELS[name]
+        needed, free = needed_bytes(model, device), free_bytes(device)
+        if needed > free:
+            entry = {
+                "skipped": f"takes about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free on this {device}"
+            }
+        else:
+            entry = measured(model, arguments.side or model.side, rounds, device)
+        report["models"][name] = entry
+        report["judged"] = judged(report, device)
+        gc.collect()
+        if arguments.out:
+            write_json(arguments.out, report)
+    print(json.dumps(report, indent=1) if arguments.json else table(report))
+    return 0

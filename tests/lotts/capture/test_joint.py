@@ -1,0 +1,262 @@
+"""Facts about capture in transformers whose text and image tokens attend to one another."""
+
+import pytest
+import tiny
+import torch
+
+import lotts
+from lotts.backbones import capturable
+from lotts.capture import AttentionRecorder
+from lotts.capture.joint import TEXT_IMAGE
+from lotts.capture.patch import attention_modules, patched_attention
+
+NAMES = ["sd3", "sd3.5", "flux-dev"]
+
+
+def latents_of(pipe, prompt="a red cat", **options):
+    arguments = {"num_inference_steps": 2, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    return pipe(prompt, **{**arguments, **options}).images
+
+
+def layer_inputs(pipe, seed=0):
+    """Arguments of one forward of the transformer, as its pipeline gives them, for two rows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    config = pipe.transformer.config
+    text = normal(2, 7, config.joint_attention_dim)
+    common = {"encoder_hidden_states": text, "pooled_projections": normal(2, config.pooled_projection_dim)}
+    if "Flux" in type(pipe).__name__:
+        ids = pipe._prepare_latent_image_ids(2, 4, 6, torch.device("cpu"), torch.float32)
+        hidden = normal(2, 24, config.in_channels)
+        extra = {"img_ids": ids, "txt_ids": torch.zeros(7, 3), "guidance": torch.full((2,), 3.5)}
+        return {"hidden_states": hidden, "timestep": torch.full((2,), 0.5), **extra, **common}, (4, 6)
+    return {"hidden_states": normal(2, 4, 8, 12), "timestep": torch.full((2,), 500.0), **common}, (8, 12)
+
+
+def recorder_of(pipe, size, weight=True, layers=None, probes=(3, 4)):
+    generator = torch.Generator().manual_seed(1)
+    width = pipe.transformer.config.joint_attention_dim
+    groups = [(torch.randn(1, 9, width, generator=generator), (torch.arange(9) < n)[None].float()) for n in probes]
+    recorder = AttentionRecorder(
+        pipe.transformer,
+        torch.eye(7)[None, :, 2:4] if weight else None,
+        *groups,
+        latent_size=size,
+        layers=layers,
+        order=capturable(pipe).order,
+    )
+    recorder.record_cross = True
+    return recorder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pipeline_is_unchanged_within_and_after(pipe_of, name):
+    pipe = pipe_of(name)
+    processors = {n: m.processor for n, m in attention_modules(pipe.transformer).items()}
+    expected, before = latents_of(pipe), dict(pipe.transformer.__dict__)
+    with lotts.capture(pipe, "a red cat", words=["red", "cat"]) as maps:
+        assert torch.equal(latents_of(pipe), expected)
+    assert {n: m.processor for n, m in attention_modules(pipe.transformer).items()} == processors
+    assert pipe.transformer.__dict__.keys() == before.keys()
+    assert torch.equal(latents_of(pipe), expected)
+    for found in (maps.original, maps.positive, maps.negative):
+        assert found.min() > 0
+        assert found.max() < 1
+    torch.testing.assert_close(maps.original[0], maps["red"] + maps["cat"])
+    assert not torch.equal(maps.positive, maps.negative)
+    assert len(maps.report.joint_layers) == len(processors)
+
+
+def test_everything_comes_back_after_an_exception(pipe_of):
+    pipe = pipe_of("flux-dev")
+    expected = latents_of(pipe)
+    with pytest.raises(KeyError), lotts.capture(pipe, "a red cat"):
+        raise KeyError
+    assert "forward" not in pipe.transformer.__dict__
+    assert torch.equal(latents_of(pipe), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masses_of_the_first_layer_are_those_of_the_definition(pipe_of, name):
+    """Probes in the first layer are projections of what rode in, so that its masses can be worked out by hand."""
+    pipe = pipe_of(name)
+    inputs, size = layer_inputs(pipe)
+    recorder = recorder_of(pipe, size, probes=(3, 4))
+    with torch.no_grad(), recorder:
+        pipe.transformer(**inputs)
+    first = next(iter(attention_modules(pipe.transformer)))
+    found = recorder.layer_maps("cross")[first].flatten(-2)  # [B, H, words + groups, image]
+
+    seen = {}
+
+    class Tap:
+        def attend(self, native, query, key, value, *args, **kwargs):
+            seen.setdefault("qk", (query.double(), key.double()))
+            return native(query, key, value, *args, **kwargs)
+
+    riding = torch.cat([probe[0] for probe in (recorder.positive, recorder.negative)], 1).expand(2, -1, -1)
+    inputs["encoder_hidden_states"] = torch.cat([inputs["encoder_hidden_states"], riding], 1)
+    if "txt_ids" in inputs:
+        inputs["txt_ids"] = torch.zeros(7 + 7, 3)
+    with torch.no_grad(), patched_attention(pipe.transformer, {first: Tap()}):
+        pipe.transformer(**inputs)
+    query, key = seen["qk"]
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    image = scores.shape[-1] - 14
+    text = slice(0, 14) if recorder.order == TEXT_IMAGE else slice(image, image + 14)
+    pixels = slice(14, None) if recorder.order == TEXT_IMAGE else slice(0, image)
+    rows, words = scores[:, :, pixels], scores[:, :, pixels, text]
+    main = torch.cat([words[..., :7], rows[..., pixels]], -1).softmax(-1)
+    expected = [main[..., 2], main[..., 3]]
+    for group in (slice(7, 10), slice(10, 14)):
+        beside = torch.cat([words[..., group], rows[..., pixels]], -1).softmax(-1)
+        expected.append(beside[..., : group.stop - group.start].sum(-1))
+    torch.testing.assert_close(found.double(), torch.stack(expected, 2), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_that_are_not_recorded_carry_the_probes_all_the_same(pipe_of, name):
+    pipe = pipe_of(name)
+    inputs, size = layer_inputs(pipe)
+    last = list(attention_modules(pipe.transformer))[-1]
+    with torch.no_grad():
+        expected = pipe.transformer(**inputs).sample
+        maps = []
+        for layers in (None, [last]):
+            recorder = recorder_of(pipe, size, layers=layers)
+            with recorder:
+                assert torch.equal(pipe.transformer(**inputs).sample, expected)
+            maps.append(recorder.layer_maps("cross"))
+    assert list(maps[1]) == [last]
+    torch.testing.assert_close(maps[0][last], maps[1][last], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_beside_the_recorded_ones_change_nothing(pipe_of, name):
+    pipe = pipe_of(name)
+    inputs, size = layer_inputs(pipe)
+    with torch.no_grad():
+        expected = pipe.transformer(**inputs).sample
+        maps = []
+        for rows in (None, slice(1, 2)):
+            recorder = recorder_of(pipe, size)
+            recorder.rows = rows
+            with recorder:
+                assert torch.equal(pipe.transformer(**inputs).sample, expected)
+            maps.append(recorder.cross_maps())
+    assert maps[1].shape[0] == 1
+    torch.testing.assert_close(maps[0][1:], maps[1], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_travel_among_image_tokens_alone(pipe_of, name):
+    pipe = pipe_of(name)
+    inputs, size = layer_inputs(pipe)
+    recorder = recorder_of(pipe, size, probes=())
+    recorder.record_cross, recorder.record_self = False, True
+    recorder.columns = torch.stack([torch.ones(2, *size), torch.rand(2, *size)], 1)
+    with torch.no_grad(), recorder:
+        pipe.transformer(**inputs)
+    spread = recorder.self_maps()
+    torch.testing.assert_close(spread[:, 0], torch.ones(2, *size))  # a constant stays
+    assert spread[:, 1].min() > recorder.columns[:, 1].min()
+    assert spread[:, 1].max() < recorder.columns[:, 1].max()
+    if name == "sd3.5":  # its image-only attention propagates as well
+        assert any(layer.endswith("attn2") for layer in recorder.layer_maps("self"))
+
+
+def test_a_pass_of_its_own_for_the_negative_prompt_is_not_recorded(pipe_of):
+    pipe = pipe_of("flux-dev")
+    expected = latents_of(pipe, negative_prompt="the blue dog", true_cfg_scale=2.0)
+    with lotts.capture(pipe, "a red cat") as guided:
+        assert torch.equal(latents_of(pipe, negative_prompt="the blue dog", true_cfg_scale=2.0), expected)
+    with lotts.capture(pipe, "a red cat") as alone:
+        latents_of(pipe, negative_prompt="the blue dog", true_cfg_scale=2.0, num_inference_steps=1)
+        first = alone.original.clone()
+    with lotts.capture(pipe, "a red cat") as unguided:
+        latents_of(pipe, num_inference_steps=1)
+    torch.testing.assert_close(first, unguided.original)
+    assert guided.original.shape == unguided.original.shape
+
+
+def test_fused_projections(pipe_of):
+    for name in ("sd3", "flux-dev"):
+        pipe = pipe_of(name)
+        with lotts.capture(pipe, "a red cat") as plain:
+            latents_of(pipe)
+        pipe.transformer.fuse_qkv_projections()
+        expected = latents_of(pipe)
+        with lotts.capture(pipe, "a red cat") as fused:
+            assert torch.equal(latents_of(pipe), expected)
+        torch.testing.assert_close(fused.positive, plain.positive, rtol=1e-3, atol=1e-6)
+
+
+def test_ip_adapter_attention_beside_the_joint_one(pipe_of):
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    pipe = pipe_of("flux-dev")
+    torch.manual_seed(0)
+    for name, attn in attention_modules(pipe.transformer).items():
+        if not name.startswith("single"):
+            attn.set_processor(FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=16))
+    inputs, size = layer_inputs(pipe)
+    inputs["joint_attention_kwargs"] = {"ip_hidden_states": [torch.randn(2, 4, 16)]}
+    with torch.no_grad():
+        expected = pipe.transformer(**inputs).sample
+        recorder = recorder_of(pipe, size)
+        with recorder:
+            assert torch.equal(pipe.transformer(**inputs).sample, expected)
+    assert recorder.cross_maps().min() > 0
+
+
+def test_offloaded_weights(pipe_of):
+    """Group offloading replaces the model's forward too; ours wraps it and gives it back."""
+    from diffusers.hooks import apply_group_offloading
+
+    pipe = pipe_of("flux-dev")
+    expected = latents_of(pipe)
+    apply_group_offloading(
+        pipe.transformer,
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+    )
+    forward = pipe.transformer.__dict__.get("forward")
+    with lotts.capture(pipe, "a red cat") as maps:
+        assert torch.equal(latents_of(pipe), expected)
+    assert pipe.transformer.__dict__.get("forward") is forward
+    assert maps.positive.min() > 0
+
+
+def test_compiled_transformer(clip_tokenizer):
+    pipe = tiny.flux(clip_tokenizer, blocks=1)
+    inputs, size = layer_inputs(pipe)
+    with torch.no_grad():
+        expected = pipe.transformer(**inputs).sample
+        eager = recorder_of(pipe, size)
+        with eager:
+            pipe.transformer(**inputs)
+        compiled = torch.compile(pipe.transformer, backend="aot_eager", fullgraph=True)
+        recorder = recorder_of(pipe, size)
+        recorder.model = compiled
+        with recorder:
+            for _ in range(2):
+                assert torch.equal(compiled(**inputs).sample, expected)
+    torch.testing.assert_close(recorder.cross_maps(), eager.cross_maps())
+
+
+def test_errors(pipe_of):
+    pipe = pipe_of("flux-dev")
+    with pytest.raises(ValueError, match=r"same number of content tokens in positive, got \[1, 2\]"):
+        lotts.capture(pipe, ["a red cat", "the dog"]).__enter__()
+    with lotts.capture(pipe, ["a red cat", "the dog"], quality=False) as maps:
+        latents_of(pipe, ["a red cat", "the dog"])
+    assert maps.original.shape[0] == 2
+    with pytest.raises(ValueError, match="expected order None"):
+        AttentionRecorder(pipe.transformer, torch.ones(1, 7, 1), latent_size=(4, 4), order="image first")
+    with pytest.raises(ValueError, match="give the size of the latents"), lotts.capture(pipe, "a red cat"):
+        latents_of(pipe, height=32, width=32)
