@@ -11,19 +11,26 @@ from typing import Any
 
 @dataclass
 class Cost:
-    """Counts of one run. ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample."""
+    """Counts of one run.
+
+    ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample. ``localization_rows`` are
+    those spent on nothing but finding defects. ``tokens``: latent cells computed in all of these rows.
+    """
 
     network_rows: int = 0
     localization_rows: int = 0
+    tokens: int = 0
     text_encodes: int = 0
     vae_encodes: int = 0
     vae_decodes: int = 0
     verifier_calls: int = 0
     seconds: float = 0.0
 
-    def denoised(self, samples: int, steps: int, guided: bool, localization_rows: int = 0) -> None:
-        self.network_rows += samples * steps * (2 if guided else 1)
+    def denoised(self, rows: int, localization_rows: int, cells: int) -> None:
+        """Rows of latents of ``cells`` cells, all computed."""
+        self.network_rows += rows
         self.localization_rows += localization_rows
+        self.tokens += (rows + localization_rows) * cells
 
     @property
     def nfe(self) -> int:

@@ -111,7 +111,7 @@ class LoTTS:
                     on_step=request.on_step("candidate"),
                 )
                 maps.append(watch.maps(functools.partial(_latents_at, batch)))
-            request.cost.denoised(len(seeds), request.steps, request.text.guided, watch.rows)
+            request.charge(len(seeds), request.steps, watch.rows)
             done += batch
         return done, {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
 

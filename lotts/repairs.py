@@ -120,8 +120,9 @@ def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
             latents = latents_at(step)
             with watch.step(step, latents):
                 backbone.predict(latents, step, request.text)
-        request.cost.localization_rows += watch.rows + len(watch.steps()) * (2 if request.text.guided else 1)
-        return watch.maps(latents_at)
+        maps = watch.maps(latents_at)
+        request.charge(0, 0, watch.rows + request.rows(1, len(watch.steps())))
+        return maps
 
 
 def _picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:

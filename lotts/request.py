@@ -126,6 +126,15 @@ class Request:
         backbone.restart(num_inference_steps, 0, size)
         return request
 
+    def charge(self, samples: int, steps: int, localization_rows: int = 0) -> None:
+        """Count a batch of samples denoised over some steps, and the rows that only find defects."""
+        height, width = self.size
+        self.cost.denoised(self.rows(samples, steps), localization_rows, height * width)
+
+    def rows(self, samples: int, steps: int) -> int:
+        """Network rows of so many samples and steps."""
+        return samples * steps * (2 if self.text.guided else 1)
+
     def batches(self, items: Sequence[T]) -> Iterator[list[T]]:
         for start in range(0, len(items), self.batch_size):
             yield list(items[start : start + self.batch_size])
@@ -164,7 +173,7 @@ class Request:
                 self.steps,
                 on_step=self.on_step("refinement"),
             )
-            self.cost.denoised(len(batch), self.steps - self.resample.noise_step, self.text.guided)
+            self.charge(len(batch), self.steps - self.resample.noise_step)
             out += [(parent, k, trajectory) for (parent, k), trajectory in zip(batch, refined, strict=True)]
         return out
 

@@ -91,6 +91,7 @@ def denoise(
     size: tuple[int, int],
     num_inference_steps: int,
     *,
+    latents: torch.Tensor | None = None,
     watch: Watch | None = None,
     on_step: OnStep | None = None,
 ) -> list[Trajectory]:
@@ -98,10 +99,12 @@ def denoise(
 
     Args:
         text: conditioning of one prompt, [1, L, E].
+        latents: initial noise [B, C, h, w] instead of what the seeds give.
         watch: context entered around the prediction of step i from its latents (attention capture).
         on_step: called with (step, latents) after each step; may return replacement latents.
     """
-    latents = torch.cat([backbone.initial_latents(seed, size) for seed in seeds])
+    if latents is None:
+        latents = torch.cat([backbone.initial_latents(seed, size) for seed in seeds])
     # A plain run draws its later noise from the generator that drew the initial latents; so do we.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds] if backbone.stochastic else None
     for generator in generators or ():
@@ -126,6 +129,7 @@ def refine(
     config: ResampleConfig,
     num_inference_steps: int,
     *,
+    watch: Watch | None = None,
     on_step: OnStep | None = None,
 ) -> list[Trajectory]:
     """Resample ``masks`` (bool [B, h, w]) of B candidates, one batch; ``indices[b]`` tells refinements of one candidate apart.
@@ -150,7 +154,8 @@ def refine(
     text = text.repeat(len(candidates))
     seeds = _seeds(candidates, indices, "step", latents.device)
     for step in range(t0, n):
-        rows = backbone.predict_rows(latents, step, text)
+        with watch(step, latents) if watch else nullcontext():
+            rows = backbone.predict_rows(latents, step, text)
         blend: dict[str, Any] = {}
         if step < n - config.global_steps:  # masked refinement; afterwards global integration
             inside = change >= 1 - (step + 1 - t0) / (n - t0)

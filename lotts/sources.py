@@ -36,10 +36,13 @@ class Watch(Protocol):
 class MapSource(Protocol):
     """Anything that finds defects: ``watch`` starts to observe B candidates of one prompt on latents of ``size``.
 
-    ``text`` is what one candidate is conditioned on, its guidance included.
+    ``text`` is what one candidate is conditioned on, its guidance included. ``rows`` tells the network rows that it will
+    spend on one candidate beyond the candidate's own.
     """
 
     name: str
+
+    def rows(self, steps: int) -> int: ...
 
     def watch(
         self, backbone: Backbone, prompt: str, batch: int, size: tuple[int, int], steps: int, text: Conditioning
@@ -63,6 +66,9 @@ class AttentionSource:
         if contrast not in ("probes", "batch"):
             raise ValueError(f"expected contrast 'probes' or 'batch', got {contrast!r}")
         self.config, self.contrast = config or LocalizeConfig(), contrast
+
+    def rows(self, steps: int) -> int:
+        return 2 * len(self.config.step_range("cross_steps", steps)) if self.contrast == "batch" else 0
 
     def watch(self, backbone, prompt, batch, size, steps, text) -> AttentionWatch:
         kind = AttentionWatch if self.contrast == "probes" else BatchAttentionWatch
@@ -117,12 +123,17 @@ class AttentionWatch:
     def step(self, index: int, latents: torch.Tensor) -> Iterator[None]:
         recorder = self.recorder
         recorder.record_cross = index in self.cross
-        recorder.record_self = index in self.self_
+        # A refinement may begin after the steps in which there was something to read.
+        recorder.record_self = index in self.self_ and self._seen
         if recorder.record_self and recorder.columns is None:
             original, diff = self._contrasted()
             recorder.columns = torch.stack([original, diff], dim=1)
         yield
         recorder.record_cross = recorder.record_self = False
+
+    @property
+    def _seen(self) -> bool:
+        return bool(self.recorder.layer_maps("cross"))
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
         original, diff = self._contrasted()
@@ -203,8 +214,14 @@ class PredictionSource:
             raise ValueError(f"expected levels as shares of the steps in [0, 1), got {levels}")
         self.levels = levels
 
+    def rows(self, steps: int) -> int:
+        return 2 * len(self._steps(steps))
+
     def watch(self, backbone, prompt, batch, size, steps, text) -> PredictionWatch:
-        return PredictionWatch(backbone, prompt, batch, sorted({int(level * steps) for level in self.levels}), text)
+        return PredictionWatch(backbone, prompt, batch, self._steps(steps), text)
+
+    def _steps(self, steps: int) -> list[int]:
+        return sorted({int(level * steps) for level in self.levels})
 
 
 class PredictionWatch:

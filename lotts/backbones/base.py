@@ -259,9 +259,23 @@ class Backbone(ABC):
         """The (guided) prediction [B, C, h, w] for latents [B, C, h, w]."""
         return text.guide(self.predict_rows(latents, step, text))
 
-    def linear_update(self, step: int) -> LinearUpdate | None:
+    def linear_update(self, step: int, eta: float = 0.0) -> LinearUpdate | None:
         """What the scheduler does at ``step``, as factors; None where it is not linear and only ``step`` can do it."""
-        return schedulers.linear_update(self.scheduler, step)
+        return schedulers.linear_update(self.scheduler, step, eta)
+
+    def clean_estimate(self, latents: torch.Tensor, prediction: torch.Tensor, step: int) -> torch.Tensor:
+        """x0 [B, C, h, w] from the latents that enter ``step`` and the guided prediction there.
+
+        Raises:
+            ValueError: the scheduler clamps its estimate, or has none at pure noise.
+        """
+        factors = schedulers.clean_estimate(self.scheduler, step)
+        if factors is None:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} has no linear estimate of the picture at step {step}: expected one "
+                "without clipping, and v- or flow prediction where sampling starts from pure noise"
+            )
+        return factors[0] * latents + factors[1] * prediction
 
     def step(
         self, prediction: torch.Tensor, step: int, latents: torch.Tensor, generators: list[torch.Generator] | None

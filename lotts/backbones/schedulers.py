@@ -38,7 +38,8 @@ def linear_update(scheduler: Any, step: int, eta: float = 0.0) -> LinearUpdate |
         scheduler: a diffusers scheduler whose ``set_timesteps`` has been called. The Euler family's ``scale_model_input``
             acts before the model and is not part of the update.
         step: from 0 to the number of steps - 1.
-        eta: DDIM's share of fresh noise, 0 (deterministic) to 1 (as in DDPM). Other schedulers have no such choice.
+        eta: share of fresh noise, 0 (as the scheduler does) to 1. In DDIM 1 is DDPM; in flow matching it is the stochastic
+            equation with the same marginals and diffusion g = eta * 3 t^2. The Euler family has no such choice.
     """
     name = type(scheduler).__name__
     if name == "DDIMScheduler":
@@ -48,8 +49,25 @@ def linear_update(scheduler: Any, step: int, eta: float = 0.0) -> LinearUpdate |
     if name == "EulerAncestralDiscreteScheduler":
         return _euler_ancestral(scheduler, step)
     if name == "FlowMatchEulerDiscreteScheduler":
-        return _flow_match(scheduler, step)
+        return _flow_sde(scheduler, step, eta) if eta else _flow_match(scheduler, step)
     return None
+
+
+def clean_estimate(scheduler: Any, step: int) -> tuple[float, float] | None:
+    """x0 as the model sees it when ``step`` begins: factors of the latents and of the prediction. None where it is clamped."""
+    name, kind = type(scheduler).__name__, scheduler.config.get("prediction_type", None)
+    if name == "DDIMScheduler":
+        estimates = _ddim_estimates(scheduler, step)
+        return None if estimates is None else estimates[0]
+    sigma = float(scheduler.sigmas[step])
+    if name in FLOW_MATCHING:
+        return 1.0, -sigma
+    if name == "DPMSolverMultistepScheduler":
+        signal, noise = signal_and_noise(scheduler, step)
+        return {"epsilon": (1 / signal, -noise / signal), "v_prediction": (signal, -noise), "sample": (0.0, 1.0)}.get(
+            kind
+        )
+    return _clean_estimate(scheduler, sigma)
 
 
 def check_restartable(scheduler: Any, names: tuple[str, ...]) -> None:
@@ -116,27 +134,35 @@ Estimate = tuple[float, float]
 
 def _ddim(scheduler: Any, step: int, eta: float) -> LinearUpdate | None:
     """Song et al., "Denoising Diffusion Implicit Models", equation 12; latents are sqrt(alpha) x0 + sqrt(1 - alpha) e."""
-    config = scheduler.config
+    estimates = _ddim_estimates(scheduler, step)
+    if estimates is None:
+        return None
+    x0, e = estimates
     t = int(scheduler.timesteps[step])
-    before = t - config.num_train_timesteps // scheduler.num_inference_steps
+    before = t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
     alpha = float(scheduler.alphas_cumprod[t])
     alpha_next = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
-    signal, noise = sqrt(alpha), sqrt(1 - alpha)
-    if config.clip_sample or config.thresholding:
-        return None  # the clean estimate is clamped
-    if config.prediction_type == "epsilon" and alpha > 0:  # pure noise has no clean estimate
-        x0, e = (1 / signal, -noise / signal), (0.0, 1.0)
-    elif config.prediction_type == "v_prediction":
-        x0, e = (signal, -noise), (noise, signal)
-    elif config.prediction_type == "sample":
-        x0, e = (0.0, 1.0), (1 / noise, -signal / noise)
-    else:
-        return None
     std = eta * sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
     direction = sqrt(1 - alpha_next - std**2)
     return LinearUpdate(
         sqrt(alpha_next) * x0[0] + direction * e[0], sqrt(alpha_next) * x0[1] + direction * e[1], noise=std
     )
+
+
+def _ddim_estimates(scheduler: Any, step: int) -> tuple[Estimate, Estimate] | None:
+    """x0 and the noise."""
+    config = scheduler.config
+    alpha = float(scheduler.alphas_cumprod[int(scheduler.timesteps[step])])
+    signal, noise = sqrt(alpha), sqrt(1 - alpha)
+    if config.clip_sample or config.thresholding:
+        return None  # the clean estimate is clamped
+    if config.prediction_type == "epsilon" and alpha > 0:  # pure noise has no clean estimate
+        return (1 / signal, -noise / signal), (0.0, 1.0)
+    if config.prediction_type == "v_prediction":
+        return (signal, -noise), (noise, signal)
+    if config.prediction_type == "sample":
+        return (0.0, 1.0), (1 / noise, -signal / noise)
+    return None
 
 
 def _euler(scheduler: Any, step: int) -> LinearUpdate | None:
@@ -159,6 +185,14 @@ def _flow_match(scheduler: Any, step: int) -> LinearUpdate:
     if scheduler.config.stochastic_sampling:
         return LinearUpdate(1 - sigma_next, -sigma * (1 - sigma_next), noise=sigma_next)
     return LinearUpdate(1.0, sigma_next - sigma)
+
+
+def _flow_sde(scheduler: Any, step: int, eta: float) -> LinearUpdate:
+    """Euler-Maruyama on dx = (-v + g^2 score / 2) dt + g dW, with score = -(x + (1 - t) v) / t and g = eta * 3 t^2."""
+    t, t_next = _sigmas(scheduler, step)
+    g, dt = eta * 3 * t**2, t - t_next
+    drift = 0.5 * g**2 * dt / t if t > 0 else 0.0
+    return LinearUpdate(1 - drift, -dt - drift * (1 - t), noise=g * sqrt(dt))
 
 
 def _euler_to(target: float, sigma: float, x0: Estimate | None, noise: float = 0.0) -> LinearUpdate | None:

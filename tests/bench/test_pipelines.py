@@ -65,7 +65,10 @@ def test_what_does_not_fit_is_listed_with_what_it_takes(monkeypatch, tmp_path, c
     monkeypatch.setattr(pipelines, "free_bytes", lambda device: 30 << 20)
     monkeypatch.setitem(pipelines.MODELS, "sd2.1", TINY_UNET)
     out = tmp_path / "pipelines.json"
-    assert pipelines.main(["--device", "cpu", "--rounds", "1", "--only", "sd2.1", "--only", "flux", "--out", str(out)]) == 0
+    assert (
+        pipelines.main(["--device", "cpu", "--rounds", "1", "--only", "sd2.1", "--only", "flux", "--out", str(out)])
+        == 0
+    )
     report = json.loads(out.read_text())
     assert report["models"]["flux"]["skipped"].startswith("takes about 53 GiB, 0 GiB are free")
     assert report["models"]["sd2.1"]["pixels"] == 64

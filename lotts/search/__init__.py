@@ -1,0 +1,110 @@
+"""Ways to spend compute on one prompt, behind one call: the paper's baselines, LoTTS, and our own.
+
+>>> out = lotts.search.run(pipe, "a red circle left of a blue star", "best_of_n", budget="nfe=450")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lotts.output import LoTTSOutput
+from lotts.search.adaptive import lotts_adaptive, lotts_chain
+from lotts.search.baselines import best_of_n, resampling, zero_order
+from lotts.search.budget import Budget
+from lotts.search.independent import lotts
+from lotts.search.particle import particle
+from lotts.search.pool import Pool
+from lotts.sources import MapSource
+from lotts.verifiers import Verifier
+
+__all__ = ["METHODS", "Budget", "run"]
+
+#: name -> (method, whether it looks for defects)
+METHODS: dict[str, tuple[Callable[..., LoTTSOutput], bool]] = {
+    "resampling": (resampling, False),
+    "best_of_n": (best_of_n, False),
+    "zero_order": (zero_order, False),
+    "particle": (particle, False),
+    "lotts": (lotts, True),
+    "lotts_chain": (lotts_chain, True),
+    "lotts_adaptive": (lotts_adaptive, True),
+}
+
+
+@torch.no_grad()
+def run(
+    pipe: Any,
+    prompt: str,
+    method: str = "lotts",
+    *,
+    budget: str | Budget = "samples=9",
+    verifier: str | Verifier = "shapes",
+    source: str | MapSource = "attention",
+    num_inference_steps: int = 50,
+    guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
+    negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    batch_size: int = 1,
+    callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+    output_type: str = "pil",
+    **options: Any,
+) -> LoTTSOutput:
+    """Draw pictures of one prompt until the budget is spent, and return the best.
+
+    Args:
+        method: one of ``lotts.search.METHODS``; ``options`` are its own (see each method's function).
+        budget: "samples=9", "nfe=450", "tokens=1e6" or "seconds=60": no method goes beyond it, and each draws as long as
+            another picture of its kind fits. "seconds" looks at the clock before each batch.
+
+    The other arguments are those of ``lotts.LoTTS``. ``samples`` of the output holds all pictures, ``cost`` what each thing cost.
+
+    Raises:
+        TypeError, ValueError: something does not fit; raised before any compute.
+    """
+    from lotts.backbones import backbone_for
+    from lotts.request import Request
+    from lotts.sources import map_source
+    from lotts.verifiers import load
+
+    if method not in METHODS:
+        raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
+    budget = Budget.parse(budget) if isinstance(budget, str) else budget
+    spend, localises = METHODS[method]
+    backbone = backbone_for(pipe)
+    request = Request.build(
+        backbone,
+        load(verifier),
+        map_source(source),
+        prompt=prompt,
+        num_candidates=len(generator) if isinstance(generator, Sequence) else 1,
+        num_refinements=0,
+        mask_ratio=0.5,
+        noise_step=None,
+        background="replay",
+        global_steps=2,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        true_cfg_scale=true_cfg_scale,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        generator=generator,
+        dilate=0,
+        soft_ring=0,
+        pixel_paste=False,
+        batch_size=batch_size,
+        callback_on_step_end=callback_on_step_end,
+        output_type=output_type,
+    )
+    pool = Pool(request, budget, localises)
+    if not pool.affords(num_inference_steps):
+        raise ValueError(
+            f"expected a budget for one picture at least ({pool.rows(num_inference_steps)} network rows), got {budget}"
+        )
+    return spend(pool, **options)

@@ -1,0 +1,246 @@
+"""What every search works with: samples drawn and refined within a budget, each decoded, judged and charged once."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lotts.localize import quality_mask
+from lotts.output import LoTTSOutput, Sample, as_output_type
+from lotts.request import Request
+from lotts.resample import ResampleConfig, Trajectory, denoise, derive_seed, grow, refine, renoise
+from lotts.search.budget import Budget
+from lotts.sources import Heatmaps
+from lotts.verifiers import score
+
+
+@dataclass
+class Drawn:
+    """A sample of the pool: how it came about, and what it is worth. ``maps`` fp32 [h, w] by name, where it was localised."""
+
+    trajectory: Trajectory
+    image: np.ndarray
+    score: float
+    kind: str
+    parent: int | None = None
+    refinement: int | None = None
+    mask: torch.Tensor | None = None
+    maps: Heatmaps | None = None
+
+
+class Pool:
+    """The samples of one search.
+
+    Seeds of candidates are the request's: s, s + 1, ... A sample depends on its seed and its lineage alone, never on the batch
+    that it was drawn in.
+    """
+
+    def __init__(self, request: Request, budget: Budget, localise: bool) -> None:
+        self.request, self.budget, self.localise = request, budget, localise
+        self.drawn: list[Drawn] = []
+        self._children: dict[int, int] = {}
+        self._began = time.perf_counter()
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    @property
+    def scores(self) -> list[float]:
+        return [drawn.score for drawn in self.drawn]
+
+    @property
+    def best(self) -> int:
+        """The highest score; ties go to the earliest."""
+        return max(range(len(self)), key=lambda i: (self.drawn[i].score, -i))
+
+    # --- what it costs
+
+    def rows(self, steps: int) -> int:
+        """Network rows of one sample over so many steps, localisation included."""
+        return self.request.rows(1, steps) + self._localization_rows
+
+    @functools.cached_property
+    def _localization_rows(self) -> int:
+        return self.request.source.rows(self.request.steps) if self.localise else 0
+
+    def affords(self, steps: int) -> int:
+        """How many more samples of so many steps fit in the budget."""
+        height, width = self.request.size
+        self.request.cost.seconds = time.perf_counter() - self._began
+        return self.budget.affords(self.request.cost, len(self), rows=self.rows(steps), cells=height * width)
+
+    # --- drawing
+
+    def candidates(self, count: int, latents: Sequence[torch.Tensor] | None = None) -> list[int]:
+        """Draw up to ``count`` whole pictures, as many as fit; returns their indices.
+
+        ``latents``: initial noise [C, h, w] of each instead of what their seeds give.
+        """
+        request, out = self.request, list[int]()
+        wanted = range(count)
+        for batch in request.batches(wanted):
+            batch = batch[: self.affords(request.steps)]
+            if not batch:
+                break
+            seeds = [self.seed(len(self) + k) for k in range(len(batch))]
+            start = None if latents is None else torch.stack([latents[i] for i in batch])
+            with request.watch(len(batch)) if self.localise else _Unwatched() as watch:
+                done = denoise(
+                    request.backbone,
+                    request.text,
+                    seeds,
+                    request.size,
+                    request.steps,
+                    latents=start,
+                    watch=watch.step if self.localise else None,
+                    on_step=request.on_step("candidate"),
+                )
+                maps = watch.maps(functools.partial(_latents_at, request, done)) if self.localise else None
+            request.charge(len(batch), request.steps, watch.rows)
+            out += self._keep("candidate", done, [None] * len(done), [None] * len(done), maps)
+        return out
+
+    def refine(self, parents: Sequence[int], masks: torch.Tensor, config: ResampleConfig) -> list[int]:
+        """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices."""
+        request, out = self.request, list[int]()
+        steps = request.steps - config.noise_step
+        for batch in request.batches(range(len(parents))):
+            batch = batch[: self.affords(steps)]
+            if not batch:
+                break
+            chosen = [parents[i] for i in batch]
+            numbers = [self._number(parent) for parent in chosen]
+            befores = [self.drawn[parent].trajectory for parent in chosen]
+            with request.watch(len(batch)) if self.localise else _Unwatched() as watch:
+                refined = refine(
+                    request.backbone,
+                    request.text,
+                    [Trajectory(self._lineage_seed(p), t.latents) for p, t in zip(chosen, befores, strict=True)],
+                    masks[batch],
+                    numbers,
+                    config,
+                    request.steps,
+                    watch=watch.step if self.localise else None,
+                    on_step=request.on_step("refinement"),
+                )
+                # Before it began its past is its parent's: that is what a refinement of it replays.
+                done = [
+                    Trajectory(before.seed, [*before.latents[: config.noise_step], *after.latents[config.noise_step :]])
+                    for before, after in zip(befores, refined, strict=True)
+                ]
+                maps = self._maps_of(watch, done, chosen) if self.localise else None
+            request.charge(len(batch), steps, watch.rows)
+            grown = grow(masks[batch], config.dilate)
+            out += self._keep("refinement", done, chosen, numbers, maps, list(grown))
+        return out
+
+    def mask(self, index: int, ratio: float) -> torch.Tensor:
+        """The weakest ``ratio`` of a sample by its defect map, bool [1, h, w]."""
+        maps = self.drawn[index].maps
+        if maps is None:
+            raise RuntimeError(f"sample {index} was not localised")
+        return quality_mask(maps["P"][None], ratio)
+
+    def seed(self, number: int) -> int:
+        """The seed of a candidate, by its number."""
+        seeds = self.request.seeds
+        return seeds[number] if number < len(seeds) else seeds[0] + number
+
+    def output(self, best: int | None = None, **settings: Any) -> LoTTSOutput:
+        """The pool as a run's output; ``best`` where it is not the verifier's choice."""
+        request = self.request
+        request.cost.seconds = time.perf_counter() - self._began
+        samples = [
+            Sample(
+                as_output_type(drawn.image, request.output_type),
+                drawn.score,
+                drawn.kind,
+                drawn.trajectory.seed,
+                drawn.parent,
+                drawn.refinement,
+                None if drawn.mask is None else drawn.mask.cpu(),
+                {name: maps.cpu() for name, maps in (drawn.maps or {}).items()},
+            )
+            for drawn in self.drawn
+        ]
+        chosen = self.best if best is None else best
+        return LoTTSOutput(request.prompt, samples, chosen, request.cost, {**request.settings, **settings})
+
+    def add(
+        self, kind: str, trajectories: list[Trajectory], images: list[np.ndarray], scores: list[float]
+    ) -> list[int]:
+        """Samples that a search made by itself, already judged."""
+        first = len(self)
+        for trajectory, image, value in zip(trajectories, images, scores, strict=True):
+            self.drawn.append(Drawn(trajectory, image, value, kind))
+        return list(range(first, len(self)))
+
+    def judge(self, latents: Sequence[torch.Tensor]) -> tuple[list[np.ndarray], list[float]]:
+        """Decode latents [C, h, w] and score the pictures."""
+        request = self.request
+        images = request.pictures(latents)
+        request.cost.verifier_calls += len(images)
+        return images, score(request.verifier, images, [request.prompt] * len(images))
+
+    def _keep(self, kind, trajectories, parents, numbers, maps, masks=None) -> list[int]:
+        images, scores = self.judge([t.result for t in trajectories])
+        first = len(self)
+        for i, trajectory in enumerate(trajectories):
+            own = None if maps is None else {name: values[i] for name, values in maps.items()}
+            mask = None if masks is None else masks[i]
+            self.drawn.append(Drawn(trajectory, images[i], scores[i], kind, parents[i], numbers[i], mask, own))
+        return list(range(first, len(self)))
+
+    def _maps_of(self, watch: Any, done: list[Trajectory], parents: list[int]) -> Heatmaps:
+        """Heatmaps of refinements; those of the parents where too few steps were left to see anything."""
+        try:
+            return watch.maps(functools.partial(_latents_at, self.request, done))
+        except RuntimeError:
+            inherited = [self.drawn[parent].maps or {} for parent in parents]
+            return {name: torch.stack([maps[name] for maps in inherited]) for name in inherited[0]}
+
+    def _number(self, parent: int) -> int:
+        """Which refinement of its parent the next one is."""
+        number = self._children.get(parent, 0)
+        self._children[parent] = number + 1
+        return number
+
+    def _lineage_seed(self, index: int) -> int:
+        """A seed for a sample's refinements: a candidate's own; below it, one of its place in the lineage."""
+        drawn = self.drawn[index]
+        if drawn.parent is None:
+            return drawn.trajectory.seed
+        return derive_seed(self._lineage_seed(drawn.parent), "refined", drawn.refinement or 0)
+
+
+class _Unwatched:
+    """Stands where nothing is localised."""
+
+    rows = 0
+    step: Any = None
+
+    def __enter__(self) -> _Unwatched:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def maps(self, latents_at: Any) -> Heatmaps:
+        raise RuntimeError("nothing was localised")
+
+
+def _latents_at(request: Request, batch: list[Trajectory], step: int) -> torch.Tensor:
+    """Latents [B, C, h, w] of a step; of a picture that did not come by it, its result under that step's noise."""
+    found = [
+        entry
+        if (entry := t.latents[step]) is not None
+        else renoise(request.backbone, t.result[None], step, [derive_seed(t.seed, "localise")])[0]
+        for t in batch
+    ]
+    return torch.stack(found)
