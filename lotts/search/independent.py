@@ -51,12 +51,10 @@ def resample_config(steps: int, noise_step: int | None, background: str, global_
 
 def _candidates_for(pool: Pool, num_refinements: int, refinement_steps: int) -> int:
     """How many candidates fit together with their refinements; at least one."""
-    if pool.budget.unit == "seconds":
+    budget, (height, width) = pool.budget, pool.request.size
+    if budget.unit == "seconds":
         return 3
-    per_sample = {"samples": 1.0, "nfe": 1.0, "tokens": float(pool.request.size[0] * pool.request.size[1])}[
-        pool.budget.unit
-    ]
-    whole, part = (1.0, 1.0) if pool.budget.unit == "samples" else (
-        pool.rows(pool.request.steps) * per_sample, pool.rows(refinement_steps) * per_sample
-    )  # fmt: skip
-    return max(1, int(pool.budget.amount // (whole + num_refinements * part)))
+    if budget.unit == "samples":
+        return max(1, int(budget.amount // (1 + num_refinements)))
+    rows = budget.amount / (height * width) if budget.unit == "tokens" else budget.amount
+    return max(1, int(rows // (pool.rows(pool.request.steps) + num_refinements * pool.rows(refinement_steps))))

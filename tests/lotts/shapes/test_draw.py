@@ -51,6 +51,22 @@ def test_one_to_a_third_of_the_objects_are_damaged():
         assert 1 <= victims <= max(1, len(scene.items) // 3)
 
 
+def test_free_scenes_are_drawn_from_left_to_right_as_they_are_named():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scene = sample_scene(rng, 2 + seed % 7)
+        placed = draw(scene, rng).placed
+        if scene.kind == "free":
+            assert [spot.x for spot in placed] == sorted(spot.x for spot in placed)
+
+
+def test_no_object_is_larger_than_those_of_a_three_by_three_grid():
+    largest = Scene("rows", (), rows=(3, 3, 3)).radius("large")
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        assert all(spot.radius <= 1.07 * largest * SIDE for spot in draw(sample_scene(rng), rng).placed)
+
+
 def test_damage_is_large_enough_to_see():
     for seed, scene in enumerate(scenes(40)):
         drawing = draw(scene, np.random.default_rng(seed), damaged=True)
