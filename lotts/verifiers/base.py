@@ -44,7 +44,15 @@ class Verifier(ABC):
 
     def __init__(self, dtype: str | torch.dtype = torch.float32) -> None:
         self.dtype = as_dtype(dtype)
-        self.device = torch.device("cpu")
+        self._device = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; without weights, where ``to`` sent it."""
+        return next((p.device for module in self._modules() for p in module.parameters()), self._device)
+
+    def _modules(self) -> list[torch.nn.Module]:
+        return [value for value in vars(self).values() if isinstance(value, torch.nn.Module)]
 
     @abstractmethod
     def preprocess(self, image: Image.Image) -> torch.Tensor:
@@ -109,10 +117,9 @@ class Verifier(ABC):
 
     def to(self: V, device: str | torch.device) -> V:
         """Move the weights; returns the verifier."""
-        self.device = torch.device(device)
-        for value in vars(self).values():
-            if isinstance(value, torch.nn.Module):
-                value.to(self.device)
+        self._device = torch.device(device)
+        for module in self._modules():
+            module.to(self._device)
         return self
 
     def offload(self: V) -> V:
