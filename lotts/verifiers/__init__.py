@@ -29,6 +29,8 @@ class Judge(Protocol):
 #: A name and who makes it: "module:attribute", imported when it is asked for, or a callable without arguments.
 REGISTRY: dict[str, str | Callable[[], Judge]] = {
     "shapes": "lotts.verifiers.shapes:ShapesVerifier",
+    "ocr": "lotts.verifiers.ocr:OCRVerifier",
+    "vlm": "lotts.verifiers.vlm:VLMJudge",
 }
 
 

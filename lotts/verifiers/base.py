@@ -16,6 +16,15 @@ from lotts.models import DTYPES
 V = TypeVar("V", bound="Verifier")
 
 
+class Unjudged(ValueError):
+    """A verifier has no score for one picture. ``forward`` raises it with the position in the batch and the reason;
+    ``Verifier.score`` passes it on with the picture's index and prompt."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(reason)
+        self.position, self.reason = position, reason
+
+
 class Verifier(ABC):
     """Judges pictures against prompts. A subclass says how one picture is prepared and how a batch of them is scored.
 
@@ -106,7 +115,11 @@ class Verifier(ABC):
         for start in range(0, len(pictures), size):
             batch = slice(start, start + size)
             tensors = self.collate([self.preprocess(picture) for picture in pictures[batch]])
-            scores[batch] = self.forward(tensors, [cache[prompt] for prompt in prompts[batch]]).float().cpu()
+            try:
+                scores[batch] = self.forward(tensors, [cache[prompt] for prompt in prompts[batch]]).float().cpu()
+            except Unjudged as failure:
+                index = start + failure.position
+                raise Unjudged(index, f"{self.name} picture {index} ({prompts[index]!r}): {failure.reason}") from None
         check_finite(self.name, scores, prompts)
         return scores
 
