@@ -11,6 +11,7 @@ import numpy as np
 from lotts import verifiers
 from lotts.metrics.pictures import Picture, as_pixels
 from lotts.verifiers import Judge, Verifier
+from lotts.verifiers.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def clip_score(
         verifier: by name, or any verifier or callable ``(images, prompts) -> scores``; it stays on its device.
 
     Raises:
-        ValueError: the counts differ or are 0, a picture is not as said, or the verifier refuses a prompt or returns what
-            is not finite. Prompts are checked before the first picture is scored.
+        ValueError: the counts differ or are 0, a picture is not as said, the verifier is an ensemble, refuses a prompt or
+            returns what is not finite. Prompts are checked before the first picture is scored.
     """
     if isinstance(prompts, str) or len(pictures) != len(prompts):
         got = "one string" if isinstance(prompts, str) else len(prompts)
@@ -67,6 +68,10 @@ def clip_score(
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"expected batch_size to be a whole number from 1 up, got {batch_size!r}")
     judge = verifiers.load(verifier)
+    if isinstance(judge, Ensemble):
+        raise ValueError(
+            f"expected one verifier, got the ensemble {judge.name}: its scores only rank pictures of one prompt and call"
+        )
     for prompt in dict.fromkeys(prompts):
         getattr(judge, "check_prompt", lambda prompt: None)(prompt)
     scores: list[float] = []

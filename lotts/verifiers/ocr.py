@@ -40,6 +40,7 @@ class OCRVerifier(Verifier):
 
     Raises:
         ImportError: RapidOCR is not installed and no ``reader`` was given.
+        TypeError: ``reader`` is no callable.
     """
 
     name = "ocr"
@@ -49,6 +50,8 @@ class OCRVerifier(Verifier):
 
     def __init__(self, reader: Reader | None = None) -> None:
         super().__init__()
+        if reader is not None and not callable(reader):
+            raise TypeError(f"expected reader as a callable from pixels to lines of text, got {reader!r}")
         self.version = f"rapidocr-onnxruntime {_rapidocr_version()}" if reader is None else "a reader of the caller's"
         self.reader = _rapidocr() if reader is None else reader
 

@@ -38,9 +38,9 @@ class ShapesVerifier(Verifier):
     batch_size = 1
     follows = False
 
-    def __init__(self, folder: Path = reward.FOLDER) -> None:
+    def __init__(self, folder: str | Path = reward.FOLDER) -> None:
         super().__init__()
-        self.model = reward.load(folder)
+        self.model = reward.load(Path(folder))
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError, with examples of the grammar, for a prompt outside it."""

@@ -10,6 +10,7 @@ from PIL import Image
 from lotts import verifiers
 from lotts.metrics import clip_score
 from lotts.verifiers import Verifier
+from lotts.verifiers.ensemble import Ensemble, Member
 
 
 class Darkness(Verifier):
@@ -94,6 +95,12 @@ def test_errors_come_before_the_first_score(pictures):
     with pytest.raises(ValueError, match="expected a verifier out of"):
         clip_score(pictures, PROMPTS, "clapscore")
     assert verifier.encoded == []
+
+
+def test_an_ensemble_has_no_mean(pictures):
+    members = [Member("a", Darkness()), Member("b", Darkness())]
+    with pytest.raises(ValueError, match=r"got the ensemble rank\(a:1,b:1\)"):
+        clip_score(pictures, PROMPTS, Ensemble(members))
 
 
 def test_a_wrong_picture_is_named(pictures):

@@ -281,6 +281,7 @@ def test_the_registry_takes_it_from_the_environment(server, images, monkeypatch)
     monkeypatch.setenv("LOTTS_VLM_MODEL", "tiny-vlm")
     monkeypatch.setenv("LOTTS_VLM_API_KEY", f"{KEY}\n")
     assert verifiers.score(verifiers.load("vlm"), images, PROMPTS) == SCORES
+    assert verifiers.load(f"vlm={server.url}").endpoint.url == f"{server.url}/chat/completions"
     path, headers, _ = server.requests[0]
     assert path == "/v1/chat/completions"
     assert headers["Authorization"] == f"Bearer {KEY}"
