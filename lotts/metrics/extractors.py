@@ -96,7 +96,7 @@ class InceptionFeatures:
         device: where the network runs.
 
     Raises:
-        ImportError: torch-fidelity is not installed.
+        ImportError: torch-fidelity, or a torchvision that fits, is not installed.
         ValueError: another ``resize``.
         FileNotFoundError: there is no file ``weights``.
     """
@@ -117,10 +117,10 @@ class InceptionFeatures:
             raise FileNotFoundError(f"expected Inception weights of torch-fidelity at {weights}, found no file")
         try:
             from torch_fidelity import FeatureExtractorInceptionV3
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
             raise ImportError(
-                f"FID needs torch-fidelity ({error}); pip install 'lotts[fid]'. Without it, ShapesFeatures or an extractor "
-                "of your own gives Fréchet distances in other features"
+                f"FID needs torch-fidelity and a torchvision that fits this torch ({error}); pip install 'lotts[fid]'. "
+                "Without it, ShapesFeatures or an extractor of your own gives Fréchet distances in other features"
             ) from error
         self.resize = resize
         self.version = version("torch-fidelity")

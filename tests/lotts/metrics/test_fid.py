@@ -217,6 +217,13 @@ class FakeInception(torch.nn.Module):
         return (x.float().mean((2, 3)).repeat(1, 683)[:, :2048],)
 
 
+class BrokenModule(types.ModuleType):
+    """As beside a torchvision built for another torch."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+
 @pytest.fixture
 def torch_fidelity(monkeypatch):
     module = types.ModuleType("torch_fidelity")
@@ -240,6 +247,9 @@ def test_inception_sees_pictures_of_one_size_together_and_in_order(torch_fidelit
 def test_inception_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ImportError, match=r"pip install 'lotts\[fid\]'"):
+        InceptionFeatures()
+    monkeypatch.setitem(sys.modules, "torch_fidelity", BrokenModule("torch_fidelity"))
+    with pytest.raises(ImportError, match=r"torchvision that fits this torch \(operator torchvision::nms"):
         InceptionFeatures()
     with pytest.raises(ValueError, match="resize to be tensorflow-bilinear or pil-bicubic, got 'none'"):
         InceptionFeatures("none")
