@@ -91,6 +91,19 @@ class Checkpoint:
             ) from error
 
 
+def check_vocabulary(tokenizer: Any, words: int, checkpoint: Checkpoint) -> Any:
+    """The tokenizer; FileNotFoundError unless it has that many entries.
+
+    transformers makes an empty tokenizer where its files are missing, which would give scores all the same.
+    """
+    if len(tokenizer) != words:
+        raise FileNotFoundError(
+            f"expected a tokenizer of {words} entries for the model, got {len(tokenizer)}: its files are missing or another "
+            f"model's; get them with {checkpoint.command}"
+        )
+    return tokenizer
+
+
 def _download(checkpoint: Checkpoint) -> str:
     from huggingface_hub import hf_hub_download
 

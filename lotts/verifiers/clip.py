@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lotts.verifiers.checkpoints import Checkpoint, State, renamed
+from lotts.verifiers.checkpoints import Checkpoint, State, check_vocabulary, renamed
 from lotts.verifiers.pixels import PixelVerifier
 
 #: Pictures whose feature a tower remembers: more than a run makes, 768 to 1024 numbers each.
@@ -138,17 +138,19 @@ def shared_tower(
     key = (str(place.resolve() if isinstance(place, Path) else place), dtype)
     if (tower := _shared.get(key)) is None:
         loaded = model.pretrained(CLIPModel.from_pretrained, location, revision, dtype=dtype)
-        tower = _shared[key] = ClipTower(loaded, clip_tokenizer(tokenizer, place))
+        words = clip_tokenizer(tokenizer, place, loaded.config.text_config.vocab_size)
+        tower = _shared[key] = ClipTower(loaded, words)
     return tower
 
 
-def clip_tokenizer(checkpoint: Checkpoint, place: Path | Checkpoint | None) -> Any:
-    """The tokenizer in a local folder if it has one, otherwise the checkpoint's."""
+def clip_tokenizer(checkpoint: Checkpoint, place: Path | Checkpoint | None, words: int) -> Any:
+    """The tokenizer of so many entries in a local folder if it has one, otherwise the checkpoint's."""
     from transformers import CLIPTokenizer
 
     folder = place.parent if isinstance(place, Path) and place.is_file() else place
     local = isinstance(folder, Path) and any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
-    return checkpoint.pretrained(CLIPTokenizer.from_pretrained, str(folder) if local else None, None)
+    tokenizer = checkpoint.pretrained(CLIPTokenizer.from_pretrained, str(folder) if local else None, None)
+    return check_vocabulary(tokenizer, words, checkpoint)
 
 
 class ClipVerifier(PixelVerifier):

@@ -74,9 +74,10 @@ class Hpsv2Verifier(ClipVerifier):
         checkpoint = CHECKPOINTS[release]
         path = checkpoint.path(location, revision)
         self.version = f"{describe(checkpoint, location, revision)} ({release})"
-        tokenizer = clip_tokenizer(TOKENIZER, path)
+        config = config or vit_h_14()
+        tokenizer = clip_tokenizer(TOKENIZER, path, config.text_config.vocab_size)
         with no_init_weights():
-            model = CLIPModel(config or vit_h_14())
+            model = CLIPModel(config)
         fill(model, from_open_clip(read_state(path, checkpoint)), path, checkpoint, NAMES)
         self.tower = ClipTower(model.to(self.dtype), tokenizer)
         self.pixels = Pixels(self.tower.side, fit="pad")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lotts.verifiers.checkpoints import Checkpoint, State, describe, fill, read_state, renamed
+from lotts.verifiers.checkpoints import Checkpoint, State, check_vocabulary, describe, fill, read_state, renamed
 from lotts.verifiers.heads import RewardHead
 from lotts.verifiers.pixels import Pixels, PixelVerifier
 
@@ -137,7 +137,7 @@ class ImageRewardVerifier(PixelVerifier):
         path = CHECKPOINT.path(location, revision)
         self.version = describe(CHECKPOINT, location, revision)
         self.pixels = Pixels(config.side)
-        self.tokenizer = _tokenizer(path.parent)
+        self.tokenizer = _tokenizer(path.parent, config.vocabulary)
         with no_init_weights():
             self.model = ImageRewardModel(config).eval()
         fill(self.model, convert(read_state(path, CHECKPOINT)), path, CHECKPOINT, NAMES)
@@ -158,7 +158,7 @@ class ImageRewardVerifier(PixelVerifier):
         return (self.model(tensors.to(self.dtype), ids, mask) - MEAN) / STD
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, words: int) -> Any:
     from transformers import BertTokenizer
 
     local = any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
@@ -166,4 +166,4 @@ def _tokenizer(folder: Path) -> Any:
     # BLIP gives its own start tokens the two last rows of the embedding; a prompt may spell them out.
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
-    return tokenizer
+    return check_vocabulary(tokenizer, words, TOKENIZER)

@@ -25,8 +25,8 @@ class Pixels:
         side: of the square.
         fit: "crop": the shorter edge becomes ``side`` and the middle is kept; "pad": the longer edge does, on black.
         style: "torchvision": resizes in the picture's own mode, then takes RGB, and rounds the crop's corner to the nearest
-            even pixel; "transformers": takes RGB first, and rounds it down. They differ for pictures with alpha or a
-            palette, and by one pixel where the crop cannot be centred.
+            even pixel; "transformers": takes RGB first, dropping alpha as its releases of 2023 did, and rounds it down.
+            They differ for pictures with alpha or a palette, and by one pixel where the crop cannot be centred.
     """
 
     side: int = 224
