@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from lotts import verifiers
+from lotts.cli import main
 from lotts.verifiers.ocr import OCRVerifier, closeness, edit_distance, quoted
 
 LETTERS = st.text("abcd", max_size=7)
@@ -110,6 +111,13 @@ def test_a_missing_package_is_named(monkeypatch):
         OCRVerifier()
     with pytest.raises(TypeError, match="got '/models/ocr'"):
         verifiers.load("ocr=/models/ocr")
+
+
+def test_the_command_line_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    Image.new("RGB", (9, 5)).save(tmp_path / "a.png")
+    assert main(["score", str(tmp_path / "a.png"), "--prompt", 'a sign "OPEN"', "--verifier", "ocr"]) == 2
+    assert "lotts: error: the ocr verifier needs RapidOCR" in capsys.readouterr().err
 
 
 def sign(*lines, size=(384, 256), font_size=48, colour="black", ground="white"):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lotts import verifiers
+from lotts.cli import main
 from lotts.verifiers.base import Unjudged
 from lotts.verifiers.chat import ChatEndpoint, ChatFailed, EndpointError
 from lotts.verifiers.vlm import VLMJudge, parse_score
@@ -265,6 +266,24 @@ def test_answers_of_another_form(server, judge, images, answer, message):
 def test_the_key_is_shown_nowhere(judge):
     one = judge()
     assert KEY not in f"{one!r} {one.version} {one.endpoint!r} {one.scale}"
+
+
+def test_the_command_line_writes_scores_and_no_key(server, images, monkeypatch, tmp_path, capsys):
+    for name, value in (("URL", server.url), ("MODEL", "tiny-vlm"), ("API_KEY", KEY)):
+        monkeypatch.setenv(f"LOTTS_VLM_{name}", value)
+    for index, image in enumerate(images[:2]):
+        Image.fromarray(np.rint(image * 255).astype(np.uint8)).save(tmp_path / f"{index}.png")
+    command = ["score", str(tmp_path), "--prompt", "a cat", "--verifier", "vlm", "--out", str(tmp_path / "scores.json")]
+    assert main(command) == 0
+    written = (tmp_path / "scores.json").read_text()
+    assert "tiny-vlm, settings " in written
+    assert KEY not in written
+    server.replies = [(401, f"unknown key {KEY}", {})] * 2
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert "<- best" in printed.out.splitlines()[2]
+    assert "401" in printed.err
+    assert KEY not in printed.out + printed.err
 
 
 def test_the_version_tells_settings_apart(judge):
