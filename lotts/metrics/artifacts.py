@@ -21,7 +21,7 @@ class Damage:
 
     Attributes:
         images: share of pictures with damage, in [0, 1].
-        images_standard_error: of ``images``, binomial.
+        images_standard_error: of ``images``, binomial; 0 where all or none are damaged, which is no certainty.
         pixels: share of damaged pixels, in [0, 1], as the mean over pictures of each one's own share, so that pictures of
             any size count alike. Over whole pictures this is the perceptual artifact ratio (Zhang et al., "Perceptual
             Artifacts Localization for Inpainting", 2022).
