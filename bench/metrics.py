@@ -101,10 +101,10 @@ def _sampled(jobs: list[tuple[str, int]]) -> list[np.ndarray]:
     return list(sample_images(load_pipeline("shapes-sd"), [text for text, _ in jobs], [seed for _, seed in jobs]))
 
 
-def samples(count: int) -> dict[str, Any]:
+def samples(count: int, processes: int | None = None) -> dict[str, Any]:
     scenes = held_out_scenes(count, 5)
     prompts = [text for _, text in scenes]
-    images = on_all_cores(_sampled, [(text, index) for index, text in enumerate(prompts)])
+    images = on_all_cores(_sampled, [(text, index) for index, text in enumerate(prompts)], processes=processes)
     drawn = [draw(scene, np.random.default_rng([6, index])).image for index, (scene, _) in enumerate(scenes)]
     extractor = ShapesFeatures()
     reference = moments_of(drawings(REFERENCE, 1), extractor)
@@ -190,12 +190,13 @@ def main() -> None:
     )
     parser.add_argument("what", nargs="+", choices=["frechet", "samples", "damage", "ocr"])
     parser.add_argument("--prompts", type=int, default=256, help="samples of shapes-sd")
+    parser.add_argument("--processes", type=int, help="processes that sample (default: one a core)")
     parser.add_argument("--drawings", type=int, default=400, help="clean and as many damaged drawings (damage)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/metrics.json"))
     args = parser.parse_args()
     work = {
         "frechet": frechet,
-        "samples": functools.partial(samples, args.prompts),
+        "samples": functools.partial(samples, args.prompts, args.processes),
         "damage": functools.partial(damaged_shares, args.drawings),
         "ocr": ocr,
     }
