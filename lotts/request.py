@@ -198,9 +198,7 @@ class Request:
 
     def verified(self, samples: list[Sample]) -> LoTTSOutput:
         """Verifier scoring: judge the pool, then bring the pictures into the form the caller asked for."""
-        scores = score(
-            self.verifier, [s.image for s in samples], [self.prompt] * len(samples), self.backbone.pipe.device
-        )
+        scores = score(self.verifier, [s.image for s in samples], [self.prompt] * len(samples), self.backbone.device)
         self.cost.verifier_calls += len(samples)
         for sample, value in zip(samples, scores, strict=True):
             sample.score, sample.image = value, as_output_type(sample.image, self.output_type)
