@@ -14,7 +14,18 @@ CORE = [
     "pillow>=10",
     "tqdm>=4.66",
 ]
-TEST = ["pytest>=8", "hypothesis>=6.100", "peft>=0.17", "ruff>=0.12", "mypy>=1.15"]
+METRICS = ["scikit-image>=0.25"]
+FID = ["torch-fidelity>=0.3"]  # brings torchvision, so not with a torch that torchvision does not match
+OCR = ["rapidocr-onnxruntime>=1.4; python_version < '3.13'"]
+TEST = [
+    *METRICS,
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "peft>=0.17",
+    "scipy>=1.14",
+    "ruff>=0.12",
+    "mypy>=1.15",
+]
 
 setup(
     name="lotts",
@@ -33,6 +44,12 @@ setup(
     package_data={"lotts.shapes": ["weights/**/*"], "lotts.kernels": ["launch_table.json"]},
     include_package_data=False,
     install_requires=CORE,
-    extras_require={"test": TEST, "bench": ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=5"]},
+    extras_require={
+        "metrics": METRICS,
+        "fid": FID,
+        "ocr": OCR,
+        "test": TEST,
+        "bench": ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=5"],
+    },
     entry_points={"console_scripts": ["lotts=lotts.cli:main"]},
 )

@@ -9,6 +9,7 @@ COMMANDS = {
     "render": "Markdown table and plots from gpu.json",
     "tune": "measure launch configurations on a GPU and rewrite its rows of kernels/launch_table.json",
     "pipelines": "a step of full-size SD2.1, SDXL, SD3.5 medium and FLUX with random weights, stock and under capture",
+    "imagereward_parity": "whether the verifier gives the rewards of the package image-reward, which needs its own environment",
     "cpu": "what attention maps cost on a CPU: the op alone, and a whole U-Net step under capture",
 }
 
@@ -23,7 +24,7 @@ python -m bench.plots draws their figures. Small timings of each op: pytest benc
 
 
 def main(argv: list[str]) -> int:
-    listing = "\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())
+    listing = "\n".join(f"  {name:<20}{text}" for name, text in COMMANDS.items())
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP.format(commands=listing))
         return 0 if argv else 2

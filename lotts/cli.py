@@ -1,4 +1,4 @@
-"""The command ``lotts``: generate, repair, replay, doctor."""
+"""The command ``lotts``: generate, repair, replay, score, doctor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ examples:
   lotts generate "a red circle left of a blue star"
   lotts repair out/best.png "a red circle left of a blue star" --out repaired
   lotts replay out
+  lotts score out/samples --prompt "a red circle left of a blue star" --verifier shapes
   lotts doctor
 """
 GENERATE = """\
@@ -49,6 +50,19 @@ examples:
 Exits with 0 when every picture is the recorded one bit for bit, and with 1 when any differs. Bits are the same on
 the same versions, processor and number of threads.
 """
+SCORE = """\
+examples:
+  lotts score out/best.png --prompt "a red circle left of a blue star" --verifier shapes
+  lotts score pictures/ --prompts prompts.json --verifier imagereward,pickscore --out scores.csv
+  lotts score *.png --prompt "a cat" --verifier "zscore(imagereward:2,hpsv2=/models/hps)"
+
+Prompts: --prompt is one for all pictures. --prompts is a file: an object {"file name": "prompt"} in .json, else one line
+a picture in the pictures' order.
+
+Verifiers: a name (`lotts doctor` lists them), or several with commas. Each has a column on its own scale; of several,
+"combined" is the mean of their ranks among the pictures of the same prompt, 0 to 1. zscore(...) takes standard scores
+instead of ranks, NAME:2 counts twice, NAME=PLACE reads the weights from a folder, a file or another hub id.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lotts: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -91,6 +105,17 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(run=_replay)
     replay.add_argument("manifest", metavar="MANIFEST", help="a manifest.json, or the folder it lies in")
     _add(replay, "--out", str, None, "DIR", "also write the new run's files here")
+
+    score = commands.add_parser("score", help="judge pictures that exist", epilog=SCORE, **style)
+    score.set_defaults(run=_score)
+    score.add_argument("images", metavar="IMAGE", nargs="+", help="pictures, or folders of them")
+    prompts = score.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", metavar="TEXT", help="what every picture should show")
+    prompts.add_argument("--prompts", metavar="FILE", help="a prompt for each picture")
+    score.add_argument("--verifier", metavar="NAME", required=True, help="who judges: a,b makes an ensemble of two")
+    _add(score, "--device", str, None, "DEV", "cpu, cuda, cuda:1 ... (default: cuda if there is one)")
+    _add(score, "--batch-size", int, None, "B", "pictures at once (default: the verifier's own)")
+    _add(score, "--out", str, None, "FILE", "also write a .json or .csv")
 
     doctor = commands.add_parser("doctor", help="show what this installation can do", **style)
     doctor.set_defaults(run=_doctor)
@@ -149,7 +174,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         str,
         None,
         "NAME",
-        "who picks the best; `lotts doctor` lists them (default: the model's own)",
+        "who picks the best, a,b for an ensemble; `lotts doctor` lists them (default: the model's own)",
     )
     _add(parser, "--seed", int, 0, "S", "seed of the first candidate; the others follow")
     _add(parser, "--device", str, None, "DEV", "cpu, cuda, cuda:1 ... (default: cuda if there is one)")
@@ -278,6 +303,22 @@ def _replay(args: argparse.Namespace) -> int:
     for difference in replayed.differences:
         print(f"  {difference}")
     return 1
+
+
+def _score(args: argparse.Namespace) -> int:
+    from lotts.models import check_device
+    from lotts.scoring import check_out, files_of, read_prompts, score_files
+
+    if args.out is not None:
+        check_out(args.out)
+    images = files_of(args.images)
+    prompts = [args.prompt] * len(images) if args.prompts is None else read_prompts(args.prompts, images)
+    device = check_device(args.device)
+    scored = score_files(images, prompts, args.verifier, device=device, batch_size=args.batch_size)
+    print(scored.table())
+    if args.out is not None:
+        print(f"{scored.save(args.out)}: written")
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

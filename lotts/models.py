@@ -36,7 +36,7 @@ def load_pipeline(
         FileNotFoundError: the embedded weights are not there.
         ValueError: ``name``, ``device`` or ``dtype`` is none of these.
     """
-    target = _device(device)
+    target = check_device(device)
     precision = _dtype(dtype, torch.float16 if target.type == "cuda" and name not in EMBEDDED else torch.float32)
     with _quiet() if name in EMBEDDED else nullcontext():  # what comes from a hub or a large folder takes a while
         pipe = _read(_location(name), precision)
@@ -120,7 +120,8 @@ def _make_restartable(pipe: Any) -> None:
         pipe.scheduler = getattr(diffusers, substitute).from_config(pipe.scheduler.config)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def check_device(device: str | torch.device | None) -> torch.device:
+    """A torch device that is there: the given one, else cuda if there is one, else the CPU; ValueError otherwise."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -14,7 +14,7 @@ from lotts.output import LoTTSOutput
 from lotts.request import Request
 from lotts.resample import Trajectory, denoise
 from lotts.sources import Heatmaps, MapSource
-from lotts.verifiers import Verifier
+from lotts.verifiers import Judge
 
 
 class LoTTS:
@@ -32,9 +32,7 @@ class LoTTS:
         TypeError, ValueError: the pipeline, its scheduler, the verifier or the source cannot be used; the message says why.
     """
 
-    def __init__(
-        self, pipe: Any, verifier: str | Verifier = "shapes", *, source: str | MapSource = "attention"
-    ) -> None:
+    def __init__(self, pipe: Any, verifier: str | Judge = "shapes", *, source: str | MapSource = "attention") -> None:
         from lotts.sources import map_source
         from lotts.verifiers import load
 

@@ -16,7 +16,7 @@ from lotts.output import LoTTSOutput
 from lotts.request import Request
 from lotts.resample import Trajectory, derive_seed, renoise
 from lotts.sources import Heatmaps, MapSource, map_source
-from lotts.verifiers import Verifier, load
+from lotts.verifiers import Judge, load
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def repair(
     prompt: str,
     mask: Image.Image | np.ndarray | torch.Tensor | str | Path | None = None,
     *,
-    verifier: str | Verifier = "shapes",
+    verifier: str | Judge = "shapes",
     source: str | MapSource = "attention",
     num_refinements: int = 4,
     mask_ratio: float = 0.5,

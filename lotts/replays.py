@@ -18,7 +18,7 @@ from PIL import Image
 from lotts.manifest import Manifest, environment, manifest_path, png_bytes
 from lotts.output import LoTTSOutput
 from lotts.sources import MapSource
-from lotts.verifiers import Verifier
+from lotts.verifiers import Judge
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def replay(
     path: str | Path,
     *,
     pipe: Any = None,
-    verifier: str | Verifier | None = None,
+    verifier: str | Judge | None = None,
     source: str | MapSource | None = None,
     callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
 ) -> Replay:

@@ -16,7 +16,7 @@ from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best
 from lotts.paste import paste
 from lotts.resample import OnStep, ResampleConfig, Trajectory, grow, refine
 from lotts.sources import Heatmaps, MapSource, Watch
-from lotts.verifiers import Verifier, score
+from lotts.verifiers import Judge, score
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Request:
     """Everything the stages share. Built by ``build``, which checks every argument before any compute."""
 
     backbone: Backbone
-    verifier: Verifier
+    verifier: Judge
     source: MapSource
     prompt: str
     seeds: list[int]
@@ -46,7 +46,7 @@ class Request:
     def build(
         cls,
         backbone: Backbone,
-        verifier: Verifier,
+        verifier: Judge,
         source: MapSource,
         *,
         prompt: str,
@@ -207,14 +207,14 @@ class Request:
 
     def verified(self, samples: list[Sample]) -> LoTTSOutput:
         """Verifier scoring: judge the pool, then bring the pictures into the form the caller asked for."""
-        scores = score(self.verifier, [s.image for s in samples], [self.prompt] * len(samples))
+        scores = score(self.verifier, [s.image for s in samples], [self.prompt] * len(samples), self.backbone.device)
         self.cost.verifier_calls += len(samples)
         for sample, value in zip(samples, scores, strict=True):
             sample.score, sample.image = value, as_output_type(sample.image, self.output_type)
         return LoTTSOutput(self.prompt, samples, best_index(samples), self.cost, self.settings)
 
 
-def check_prompt(prompt: str, verifier: Verifier) -> None:
+def check_prompt(prompt: str, verifier: Judge) -> None:
     if not isinstance(prompt, str):
         raise TypeError(f"expected one prompt as a string, got {type(prompt).__name__}; call once a prompt")
     if not prompt.strip():

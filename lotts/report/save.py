@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lotts.files import write_whole
 from lotts.manifest import MASK, NAME, SAMPLES, Manifest, png_bytes, sample_file
 from lotts.output import LoTTSOutput
 from lotts.report.page import draw_report
@@ -34,10 +35,10 @@ def save_output(output: LoTTSOutput, folder: str | Path, context: Mapping[str, A
     manifest = Manifest.of(output, pngs, context)
     folder = _claim(Path(folder), manifest)
     for file, data in pngs.items():
-        _write(folder / file, data)
-    _write(folder / BEST, pngs[sample_file(output.best, output.samples[output.best])])
-    _write(folder / REPORT, png_bytes(draw_report(output)))
-    _write(folder / NAME, manifest.text().encode())
+        write_whole(folder / file, data)
+    write_whole(folder / BEST, pngs[sample_file(output.best, output.samples[output.best])])
+    write_whole(folder / REPORT, png_bytes(draw_report(output)))
+    write_whole(folder / NAME, manifest.text().encode())
     return folder
 
 
@@ -67,13 +68,3 @@ def _holds(folder: Path, manifest: Manifest) -> bool:
         return Manifest.read(folder).same_run(manifest) and (folder / SAMPLES).is_dir()
     except (FileNotFoundError, ValueError):
         return False
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

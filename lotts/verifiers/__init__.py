@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from lotts.verifiers.base import Judge, Verifier, placed
 
-class Verifier(Protocol):
-    """Scores pictures, higher is better.
+__all__ = ["REGISTRY", "Judge", "Verifier", "available", "load", "score"]
 
-    ``images``: float32 [H, W, 3] arrays in [0, 1]; ``prompts``: one a picture. Returns N numbers. A verifier may have
-    ``check_prompt(prompt)``, which raises ValueError for a prompt that it cannot judge.
-    """
-
-    def __call__(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Sequence[float] | torch.Tensor: ...
-
-
-def _shapes() -> Verifier:
-    from lotts.verifiers.shapes import ShapesVerifier
-
-    return ShapesVerifier()
-
-
-REGISTRY: dict[str, Callable[[], Verifier]] = {"shapes": _shapes}
+#: A name and who makes it: "module:attribute", imported when it is asked for, or a callable. It may be called with a
+#: location (a folder, a file, a hub id) as its only argument.
+REGISTRY: dict[str, str | Callable[..., Judge]] = {
+    "imagereward": "lotts.verifiers.imagereward:ImageRewardVerifier",
+    "hpsv2": "lotts.verifiers.hpsv2:Hpsv2Verifier",
+    "hpsv2.0": "lotts.verifiers.hpsv2:release_2_0",
+    "pickscore": "lotts.verifiers.pickscore:PickScoreVerifier",
+    "clipscore": "lotts.verifiers.clipscore:ClipScoreVerifier",
+    "aesthetic": "lotts.verifiers.aesthetic:AestheticVerifier",
+    "shapes": "lotts.verifiers.shapes:ShapesVerifier",
+    "ocr": "lotts.verifiers.ocr:OCRVerifier",
+    "vlm": "lotts.verifiers.vlm:VLMJudge",
+}
 
 
 def available() -> tuple[str, ...]:
@@ -33,19 +33,20 @@ def available() -> tuple[str, ...]:
     return tuple(REGISTRY)
 
 
-def load(verifier: str | Verifier) -> Verifier:
-    """A verifier by name, or the given callable.
+def load(verifier: str | Judge) -> Judge:
+    """A verifier by name, an ensemble of several, or the given callable.
+
+    >>> load("imagereward")
+    >>> load("imagereward=/models/ImageReward")  # a folder, a file or another hub id in the place of the default
+    >>> load("imagereward,pickscore")  # an ensemble by rank, see ``lotts.verifiers.ensemble``
+    >>> load("zscore(imagereward:2,pickscore)")  # by standard score, the first with twice the weight
 
     Raises:
-        ValueError: no verifier has that name.
+        ValueError: no verifier has that name, or the text is none of these.
         TypeError: neither a name nor a callable.
     """
     if isinstance(verifier, str):
-        if verifier not in REGISTRY:
-            raise ValueError(
-                f"expected a verifier out of {', '.join(REGISTRY)} or a callable (images, prompts) -> scores, got {verifier!r}"
-            )
-        return REGISTRY[verifier]()
+        return _by_text(verifier)
     if not callable(verifier):
         raise TypeError(
             f"expected a verifier's name or a callable (images, prompts) -> scores, got {type(verifier).__name__}"
@@ -53,9 +54,57 @@ def load(verifier: str | Verifier) -> Verifier:
     return verifier
 
 
-def score(verifier: Verifier, images: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
-    """Score pictures; ValueError when the verifier returns a wrong count or a number that is not finite."""
-    scores = [float(s) for s in torch.as_tensor(verifier(images, prompts), dtype=torch.float64).flatten()]
+def _by_text(text: str) -> Judge:
+    from lotts.verifiers.ensemble import Ensemble, Member
+
+    call = re.fullmatch(r"\s*(rank|zscore)\((.*)\)\s*", text)
+    method, inside = call.groups() if call else ("rank", text)
+    # Every name before any weights: an unknown one should not wait for the others to load.
+    parts = [_part(part) for part in inside.split(",")]
+    if len(parts) == 1 and not call and parts[0][1] is None:
+        return _make(*parts[0][::2])
+    return Ensemble([Member(name, _make(name, place), weight or 1.0) for name, weight, place in parts], method)
+
+
+def _part(text: str) -> tuple[str, float | None, str | None]:
+    """Name, weight and location of "name", "name:weight", "name=location" or "name:weight=location"."""
+    name, equals, location = text.strip().partition("=")
+    name, colon, weight = name.partition(":")
+    if name not in REGISTRY:
+        raise ValueError(
+            f"expected a verifier out of {', '.join(REGISTRY)} or a callable (images, prompts) -> scores, got {name!r}"
+        )
+    try:
+        number = float(weight) if colon else None
+    except ValueError:
+        raise ValueError(f"expected a number as the weight of {name}, got {weight!r}") from None
+    if number is not None and not 0 < number < float("inf"):
+        raise ValueError(f"expected a weight above 0 for {name}, got {weight}")
+    if equals and not location:
+        raise ValueError(f"expected a folder, a file or a hub id after {name}=, got nothing")
+    return name, number, location or None
+
+
+def _make(name: str, location: str | None) -> Judge:
+    maker = REGISTRY[name]
+    if isinstance(maker, str):
+        module, _, attribute = maker.partition(":")
+        maker = getattr(importlib.import_module(module), attribute)
+    return maker() if location is None else maker(location)
+
+
+def score(
+    verifier: Judge,
+    images: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    device: str | torch.device | None = None,
+) -> list[float]:
+    """Score pictures; ValueError when the verifier returns a wrong count or a number that is not finite.
+
+    A ``Verifier`` that rests on the CPU and ``follows`` moves to ``device`` for this call and back.
+    """
+    with placed(verifier, device):
+        scores = [float(s) for s in torch.as_tensor(verifier(images, prompts), dtype=torch.float64).flatten()]
     if len(scores) != len(images):
         raise ValueError(f"expected one score for each of {len(images)} pictures, got {len(scores)} from the verifier")
     for index, value in enumerate(scores):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from lotts.shapes import reward
 from lotts.shapes.draw import SIDE
 from lotts.shapes.reward_queries import Queries
 from lotts.shapes.scenes import parse
+from lotts.verifiers.base import Verifier
 
 
-class ShapesVerifier:
+class ShapesVerifier(Verifier):
     """Scores how right a picture of a scene of shapes is, object by object.
 
     A score is the mean log-probability that an object of the caption is present, as stated, where stated and whole, plus
@@ -31,40 +33,34 @@ class ShapesVerifier:
 
     name = "shapes"
     version = f"shapes-{reward.VERSION}"
+    scale = "mean log-probability that an object is right, in nats, at most 0"
+    # Kernels may round a batch of two otherwise than two batches of one, and a GPU otherwise than the CPU.
+    batch_size = 1
+    follows = False
 
-    def __init__(self, folder: Path = reward.FOLDER) -> None:
-        self.model = reward.load(folder)
+    def __init__(self, folder: str | Path = reward.FOLDER) -> None:
+        super().__init__()
+        self.model = reward.load(Path(folder))
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError, with examples of the grammar, for a prompt outside it."""
         parse(prompt)
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> list[float]:
-        """Scores, higher is better, for float [H, W, 3] arrays in [0, 1] (resized to 128 x 128) and a prompt each.
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The parsed scene of each prompt; ValueError for one outside the grammar."""
+        return {prompt: parse(prompt) for prompt in prompts}
 
-        Raises:
-            ValueError: as many prompts as images were expected, an image is not as said, or a prompt is outside the grammar.
-        """
-        if len(images) != len(prompts):
-            raise ValueError(f"expected one prompt for each of {len(images)} images, got {len(prompts)}")
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """uint8 [128, 128, 3]."""
+        if image.size != (SIDE, SIDE):
+            image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image))
+
+    def forward(self, tensors: torch.Tensor, cache: list[Any]) -> torch.Tensor:
+        """Scores [B] of uint8 [B, 128, 128, 3] pictures, one at a time whatever B is."""
         scores = []
-        for image, prompt in zip(images, prompts, strict=True):
-            # One at a time: kernels may round a batch of two otherwise than two batches of one.
-            queries = Queries.of([parse(prompt)])
-            answers = self.model(reward.to_input(torch.from_numpy(_resized(image))[None]), queries)[-1]
-            scores.append(float(reward.score(answers, queries.real)))
-        return scores
-
-
-def _resized(image: np.ndarray) -> np.ndarray:
-    """uint8 [SIDE, SIDE, 3] from a float [H, W, 3] array in [0, 1]."""
-    array = np.asarray(image)
-    if array.ndim != 3 or array.shape[-1] != 3 or not array.size or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"expected a float [H, W, 3] image, got {array.dtype} {list(array.shape)}")
-    if not (array.min() >= 0 and array.max() <= 1):
-        raise ValueError(f"expected an image in [0, 1], got values from {array.min()} to {array.max()}")
-    pixels = np.rint(array * 255).astype(np.uint8)
-    if pixels.shape[:2] == (SIDE, SIDE):
-        return pixels
-    return np.array(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        for image, scene in zip(tensors, cache, strict=True):
+            queries = Queries.of([scene], self.device)
+            answers = self.model(reward.to_input(image[None]), queries)[-1]
+            scores.append(reward.score(answers, queries.real))
+        return torch.cat(scores)

@@ -114,7 +114,7 @@ def test_a_wrong_command_line_shows_usage(arguments, capsys):
     assert "usage: lotts" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["generate", "repair", "replay", "doctor"])
+@pytest.mark.parametrize("command", ["generate", "repair", "replay", "score", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])
