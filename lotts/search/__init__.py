@@ -18,7 +18,7 @@ from lotts.search.independent import lotts
 from lotts.search.particle import particle
 from lotts.search.pool import Pool
 from lotts.sources import MapSource
-from lotts.verifiers import Verifier
+from lotts.verifiers import Judge
 
 __all__ = ["METHODS", "Budget", "run"]
 
@@ -41,7 +41,7 @@ def run(
     method: str = "lotts",
     *,
     budget: str | Budget = "samples=9",
-    verifier: str | Verifier = "shapes",
+    verifier: str | Judge = "shapes",
     source: str | MapSource = "attention",
     num_inference_steps: int = 50,
     guidance_scale: float | None = None,
@@ -76,10 +76,15 @@ def run(
         raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     spend, localises = METHODS[method]
-    backbone = backbone_for(pipe)
+    backbone, judge = backbone_for(pipe), load(verifier)
+    if getattr(judge, "relative", False):
+        raise ValueError(
+            f"expected one verifier, or one whose scores compare between calls, got {judge.name}: a search scores pictures "
+            "as they come, and an ensemble's scores only say where one stands among those scored with it"
+        )
     request = Request.build(
         backbone,
-        load(verifier),
+        judge,
         map_source(source),
         prompt=prompt,
         num_candidates=len(generator) if isinstance(generator, Sequence) else 1,

@@ -186,7 +186,7 @@ class Pool:
         request = self.request
         images = request.pictures(latents)
         request.cost.verifier_calls += len(images)
-        return images, score(request.verifier, images, [request.prompt] * len(images))
+        return images, score(request.verifier, images, [request.prompt] * len(images), request.backbone.device)
 
     def _keep(self, kind, trajectories, parents, numbers, maps, masks=None) -> list[int]:
         images, scores = self.judge([t.result for t in trajectories])

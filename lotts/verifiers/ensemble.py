@@ -48,6 +48,8 @@ class Ensemble:
 
     higher_is_better = True
     follows = True
+    #: Scores compare within one call alone.
+    relative = True
     device = torch.device("cpu")  # its members say where they are; they move one at a time
 
     def __init__(self, members: Sequence[Member], method: str = "rank") -> None:

@@ -157,6 +157,14 @@ def test_errors_come_first(tiny_pipe, monkeypatch):
             found(tiny_pipe, **options)
 
 
+def test_ensembles_do_not_compare_between_calls(tiny_pipe):
+    from lotts.verifiers.ensemble import Ensemble, Member
+
+    pair = Ensemble([Member("bright", brightness), Member("dark", lambda i, p: [-s for s in brightness(i, p)])])
+    with pytest.raises(ValueError, match="scores pictures as they come"):
+        run(tiny_pipe, "a red cat", verifier=pair)
+
+
 def test_particles_need_a_stochastic_sampler(tiny_pipe):
     from diffusers import EulerDiscreteScheduler
 
