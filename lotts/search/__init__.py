@@ -79,7 +79,7 @@ def run(
     backbone, judge = backbone_for(pipe), load(verifier)
     if getattr(judge, "relative", False):
         raise ValueError(
-            f"expected one verifier, or one whose scores compare between calls, got {judge.name}: a search scores pictures "
+            f"expected one verifier, or one whose scores compare between calls, got {getattr(judge, 'name', judge)}: a search scores pictures "
             "as they come, and an ensemble's scores only say where one stands among those scored with it"
         )
     request = Request.build(
