@@ -78,9 +78,10 @@ def run(
     spend, localises = METHODS[method]
     backbone, judge = backbone_for(pipe), load(verifier)
     if getattr(judge, "relative", False):
+        told = getattr(judge, "name", judge)
         raise ValueError(
-            f"expected one verifier, or one whose scores compare between calls, got {getattr(judge, 'name', judge)}: a search scores pictures "
-            "as they come, and an ensemble's scores only say where one stands among those scored with it"
+            f"expected a verifier whose scores compare between calls, got {told}: a search scores pictures as they come, and "
+            "an ensemble's scores only say where one stands among those scored with it"
         )
     request = Request.build(
         backbone,
