@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,25 @@ CHECKPOINTS = {
     "2.0": Checkpoint("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a", "HPS_v2_compressed.pt"),
     "2.1": Checkpoint("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a", "HPS_v2.1_compressed.pt"),
 }
+
+
+def _parts(code: int) -> str:
+    """The characters that Unicode says a ligature or a letter of full width stands for."""
+    return "".join(chr(int(part, 16)) for part in unicodedata.decomposition(chr(code)).split()[1:])
+
+
+#: What ftfy, which open_clip's tokenizer cleans text with, makes plain: curly quotes, ligatures, letters of full width.
+PLAIN = {
+    **dict.fromkeys((0x02BC, *range(0x2018, 0x201C)), "'"),
+    **dict.fromkeys(range(0x201C, 0x2020), '"'),
+    **{code: _parts(code) for code in (*range(0xFB00, 0xFB07), *range(0xFF01, 0xFF5F))},
+    0x3000: " ",
+}
+
+
+def clean(prompt: str) -> str:
+    """A prompt as open_clip's tokenizer reads it, but for text in a wrong encoding, which ftfy would repair."""
+    return html.unescape(html.unescape(prompt.translate(PLAIN))).strip()
 
 
 def vit_h_14() -> Any:
@@ -83,10 +103,10 @@ class Hpsv2Verifier(ClipVerifier):
         self.pixels = Pixels(self.tower.side, fit="pad")
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """The feature float32 [D] of each prompt, its HTML entities resolved as open_clip's tokenizer does."""
-        clean = [html.unescape(html.unescape(prompt)).strip() for prompt in prompts]
-        features = super().encode_prompts(list(dict.fromkeys(clean)))
-        return {prompt: features[text] for prompt, text in zip(prompts, clean, strict=True)}
+        """The feature float32 [D] of each prompt, cleaned as open_clip's tokenizer does."""
+        texts = [clean(prompt) for prompt in prompts]
+        features = super().encode_prompts(list(dict.fromkeys(texts)))
+        return {prompt: features[text] for prompt, text in zip(prompts, texts, strict=True)}
 
     def scaled(self, cosine: torch.Tensor) -> torch.Tensor:
         return cosine

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lotts.verifiers.clip import from_open_clip
-from lotts.verifiers.hpsv2 import Hpsv2Verifier, vit_h_14
+from lotts.verifiers.hpsv2 import Hpsv2Verifier, clean, vit_h_14
 
 PROMPTS = ["a red cat", "a blue dog on a sofa", "a dog"]
 
@@ -42,6 +42,19 @@ def test_hpsv2_reads_html_entities_as_open_clip_does(verifier_of):
     written, meant = verifier.score(images[:1] * 2, [" cats &amp;amp; dogs ", "cats & dogs"])
     assert written == meant
     assert verifier.score(images[:1], ["cats &amp; dog"]) != meant
+
+
+def test_hpsv2_cleans_prompts_as_open_clip_does():
+    """Expected: what ftfy 6.3.1, html.unescape twice and strip give, as open_clip 3.3.0 applies them."""
+    cleaned = {
+        "“quoted” — ‘it’s’ dash…": "\"quoted\" — 'it's' dash…",
+        "ﬁne ﬂower ﬅ": "fine flower ſt",
+        "ＦＵＬＬ　width！": "FULL width!",
+        "  &lt;b&gt; cats &amp;amp; dogs\n": "<b> cats & dogs",
+        "aʼb „c‟ ‚d‛": "a'b \"c\" 'd'",
+        "plain text, untouched": "plain text, untouched",
+    }
+    assert {text: clean(text) for text in cleaned} == cleaned
 
 
 def test_hpsv2_sees_the_edges_that_others_crop(verifier_of):
