@@ -131,7 +131,7 @@ def test_like_objects_are_told_apart_by_their_relations():
 
 def test_free_objects_are_right_anywhere():
     scene = parse("scattered: a red heart, a red heart, a small blue cross")
-    objects = [("blue", "cross", 30, 30, 14), ("red", "heart", 90, 35, 22), ("red", "heart", 60, 95, 22)]
+    objects = [("blue", "cross", 30, 30, 10.6), ("red", "heart", 90, 35, 16.6), ("red", "heart", 60, 95, 16.6)]
     assert check(paint(objects), scene).scene_right
     moved = [(colour, shape, SIDE - x, y, radius) for colour, shape, x, y, radius in objects]
     assert check(paint(moved), scene).scene_right
