@@ -55,8 +55,9 @@ def single_samples() -> None:
 
 
 def localization() -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for axis, name in zip(axes, ("localization", "localization_drawings"), strict=True):
+    names = [name for name in ("localization", "localization_drawings") if (RESULTS / f"{name}.json").exists()]
+    figure, axes = plt.subplots(1, len(names), figsize=(1 + 5 * len(names), 4.2), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
         report = json.loads((RESULTS / f"{name}.json").read_text())
         chosen = {label: report["auc"][key] for label, key in report["shown"].items()}
         places = range(len(chosen))
@@ -73,7 +74,7 @@ def localization() -> None:
         )
         axis.set_title(f"{report['pictures']} ({report['with_defects']} with defects)")
         axis.invert_yaxis()
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0][0].legend(frameon=False, loc="lower right")
     save(figure, "localization.png")
 
 
@@ -109,4 +110,7 @@ def save(figure, name: str) -> None:
 
 if __name__ == "__main__":
     for draw in (loss_curves, single_samples, localization, refinement):
-        draw()
+        try:
+            draw()
+        except FileNotFoundError as missing:
+            print(f"{draw.__name__}: {missing.filename} has not been measured")
