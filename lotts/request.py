@@ -51,9 +51,9 @@ class Request:
         *,
         prompt: str,
         num_candidates: int,
-        num_refinements: int,
-        mask_ratio: float,
-        noise_step: int | None,
+        num_refinements: int = 0,
+        mask_ratio: float = 0.5,
+        noise_step: int | None = None,
         num_inference_steps: int,
         guidance_scale: float | None,
         true_cfg_scale: float,
@@ -64,7 +64,7 @@ class Request:
         batch_size: int,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None,
         output_type: str,
-        pixel_paste: bool,
+        pixel_paste: bool = False,
         **resample: Any,
     ) -> Request:
         """Check the arguments of ``LoTTS.__call__`` and encode the prompt."""

@@ -10,7 +10,8 @@ from torch import nn
 
 from lotts.capture.grids import resize_maps, token_grids
 from lotts.capture.joint import IMAGE_TEXT, TEXT_IMAGE, JointStream, joint_stream
-from lotts.capture.layers import CrossAttentionLayer, JointAttentionLayer, LayerRecorder, SelfAttentionLayer
+from lotts.capture.joint_layers import JointAttentionLayer
+from lotts.capture.layers import CrossAttentionLayer, LayerRecorder, SelfAttentionLayer
 from lotts.capture.patch import attention_modules, patched_attention, unsupported_reason
 
 Probe = tuple[torch.Tensor, torch.Tensor]

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lotts.verifiers.checkpoints import Checkpoint, State, check_vocabulary, renamed
-from lotts.verifiers.pixels import PixelVerifier
+from lotts.verifiers.checkpoints import Checkpoint, State, check_vocabulary, describe, renamed
+from lotts.verifiers.pixels import Pixels, PixelVerifier
 
 #: Pictures whose feature a tower remembers: more than a run makes, 768 to 1024 numbers each.
 REMEMBERED = 512
@@ -173,3 +173,32 @@ class ClipVerifier(PixelVerifier):
     def scaled(self, cosine: torch.Tensor) -> torch.Tensor:
         """The score [B] of a cosine [B] in [-1, 1]."""
         raise NotImplementedError
+
+
+class PretrainedClipVerifier(ClipVerifier):
+    """One whose towers are a checkpoint in the layout of ``save_pretrained``.
+
+    Args:
+        location: a folder in that layout or another hub id; default: the class's own ``checkpoint``.
+        revision: commit, branch or tag on the hub; default: a pinned commit.
+        dtype: of the towers.
+
+    Raises:
+        FileNotFoundError: the weights or the tokenizer cannot be had; the message says how to get them.
+    """
+
+    checkpoint: Checkpoint
+    #: Where the tokenizer is, unless the folder has one.
+    tokenizer: Checkpoint
+
+    def __init__(
+        self,
+        location: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(dtype)
+        self.tower = shared_tower(self.checkpoint, self.tokenizer, location, revision, self.dtype)
+        self.version = describe(self.checkpoint, location, revision)
+        self.pixels = Pixels(self.tower.side, style="transformers")
