@@ -74,7 +74,7 @@ def localization() -> None:
         )
         axis.set_title(f"{report['pictures']} ({report['with_defects']} with defects)")
         axis.invert_yaxis()
-    axes[0][0].legend(frameon=False, loc="lower right")
+    axes[0][0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     save(figure, "localization.png")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ instead of ranks, NAME:2 counts twice, NAME=PLACE reads the weights from a folde
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status: 0, 1 for a replay that differs, 2 for a user's error."""
     args = _parser().parse_args(argv)
+    # Its advice to install torchvision would come first on every command, and nothing here needs that.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return args.run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:
