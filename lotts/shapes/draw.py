@@ -76,36 +76,43 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
         slack = 0.07 * scene.pitch
         centres = [(x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack)) for x, y in filter(None, stated)]
         return [Placed(x * SIDE, y * SIDE, r) for (x, y), r in zip(centres, radii, strict=True)]
-    if scene.kind == "free":
-        # From left to right as the caption names them, the way one describes a picture: a caption that did not say which
-        # object is which would teach a small model to mix them. The checker takes any order.
-        while not (spots := _scatter([max(radii)] * len(radii), rng)):
-            continue
-        spots.sort(key=lambda spot: spot.x)
-        return [Placed(spot.x, spot.y, radius) for spot, radius in zip(spots, radii, strict=True)]
+    # Free scenes run from left to right as the caption names them and relations lie square, the way one draws what one is
+    # told: a caption that did not say which object is where would teach a small model to mix them. The checker takes any
+    # order, and any place that honours the relations.
     while True:
-        spots = _scatter(radii, rng)
-        if spots and all(holds(r, spots[0], spots[i + 1]) for i, r in enumerate(scene.relations)):
+        around = _free_centres(len(radii), rng) if scene.kind == "free" else _related_centres(scene.relations, rng)
+        spots = [
+            Placed(*(float(np.clip(c * SIDE, radius + 3, SIDE - radius - 3)) for c in centre), radius)
+            for centre, radius in zip(around, radii, strict=True)
+        ]
+        kept = all(holds(relation, spots[0], spots[i + 1]) for i, relation in enumerate(scene.relations))
+        if kept and _apart(spots):
             return spots
+
+
+def _free_centres(n: int, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """(x, y) in [0, 1]: one column an object, anywhere in its height."""
+    return [((i + 0.5 + rng.uniform(-0.35, 0.35)) / n, rng.uniform(0.1, 0.9)) for i in range(n)]
+
+
+def _related_centres(relations: tuple[str, ...], rng: np.random.Generator) -> list[tuple[float, float]]:
+    """(x, y) in [0, 1]: the first object, and each other one across from it as its relation says."""
+    offset = {"left": (0.44, 0.0), "right": (-0.44, 0.0), "above": (0.0, 0.44), "below": (0.0, -0.44)}
+    moves = np.array([(0.0, 0.0), *(offset[relation] for relation in relations)])
+    centres = moves - (moves.min(0) + moves.max(0)) / 2 + 0.5 + rng.uniform(-0.08, 0.08, 2)
+    return [(float(x), float(y)) for x, y in centres + rng.uniform(-0.07, 0.07, moves.shape)]
+
+
+def _apart(spots: list[Placed]) -> bool:
+    return all(
+        np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius + 5 for i, a in enumerate(spots) for b in spots[:i]
+    )
 
 
 def holds(relation: str, first: Placed, other: Placed, margin: float = 0.14) -> bool:
     """Whether ``first`` lies left of / right of / above / below ``other`` by at least ``margin`` of the side."""
     dx, dy = other.x - first.x, other.y - first.y
     return {"left": dx, "right": -dx, "above": dy, "below": -dy}[relation] >= margin * SIDE
-
-
-def _scatter(radii: list[float], rng: np.random.Generator) -> list[Placed]:
-    spots: list[Placed] = []
-    for radius in radii:
-        for _ in range(40):
-            x, y = rng.uniform(radius + 3, SIDE - radius - 3, 2)
-            if all(np.hypot(x - s.x, y - s.y) > radius + s.radius + 5 for s in spots):
-                spots.append(Placed(x, y, radius))
-                break
-        else:
-            return []
-    return spots
 
 
 def signed_distance(shape: str, spot: Placed, box: tuple[slice, slice]) -> np.ndarray:

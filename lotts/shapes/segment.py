@@ -13,6 +13,8 @@ from lotts.shapes.scenes import COLOURS, Scene
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 FOREGROUND = 45  # levels (of 255) off the ground, in some channel, from which a pixel counts as paint
 _NEAR_PALETTE = 52  # Euclidean distance in levels within which a pixel counts as one of the palette's colours
+_COLOURFUL = 0.21  # saturation from which a pixel is paint; grounds stay below 0.16
+_DARK = 0.6  # brightness below which no pixel is ground
 _BLOCK, _SPECK = 4, 4
 _STEEP = 15  # levels over four pixels; the steepest stripes of a ground reach 11
 _FRAGMENT = 0.5  # parts smaller than this, in squared large radii, are crumbs of an object and not objects
@@ -73,7 +75,11 @@ def _colours(pixels: np.ndarray, ground: np.ndarray, owner: np.ndarray, count: i
 def estimate_ground(pixels: np.ndarray) -> np.ndarray:
     """The smooth pastel ground of ``pixels`` float32 [SIDE, SIDE, 3], continued under the objects."""
     high, low = peak(pixels), -peak(-pixels)
-    paint = (high - low > 0.21 * high) | (high < 0.84 * 255)
+    colourful = high - low > _COLOURFUL * high
+    # A sampler's ground may be a little darker than the renderer's darkest; black paint is far below either.
+    light = high[~colourful & (high > _DARK * 255)]
+    darkest = min(0.84 * 255, 0.95 * float(np.median(light))) if light.size else 0.84 * 255
+    paint = colourful | (high < darkest)
     # The rim of paint, and the halo of blurred paint, is a mix of paint and ground: it is steeper than any ground.
     smooth = _box_mean(pixels)
     paint[2:-2] |= peak(np.abs(smooth[4:] - smooth[:-4])) > _STEEP

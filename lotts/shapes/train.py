@@ -206,7 +206,10 @@ def _captioned(rng: np.random.Generator) -> tuple[str, Scene, bool]:
     # Every number of objects gets an equal share of the objects drawn, so that the large shapes of small scenes are seen
     # as often as the small ones of crowded scenes: scenes of n objects come up in proportion to 1 / n.
     numbers = np.arange(MIN_OBJECTS, MAX_OBJECTS + 1)
-    scene = sample_scene(rng, int(rng.choice(numbers, p=(1 / numbers) / (1 / numbers).sum())))
+    number = int(rng.choice(numbers, p=(1 / numbers) / (1 / numbers).sum()))
+    scene = sample_scene(rng, number)
+    if scene.kind == "rows" and rng.random() < 0.5:
+        scene = sample_scene(rng, number)  # a second chance of a relation or a free scene: they are learned last
     text, chance = caption(scene, rng), rng.random()
     if chance < LOW_QUALITY:
         return QUALITY_PREFIX["low"].format(text), scene, True

@@ -26,9 +26,9 @@ def softened(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.rint(np.clip(out, 0, 255)).astype(np.uint8)
 
 
-def paint(objects: list[tuple[str, str, float, float, float]]) -> np.ndarray:
+def paint(objects: list[tuple[str, str, float, float, float]], ground=(240, 236, 228)) -> np.ndarray:
     """Draw (colour, shape, x, y, radius) on a plain ground."""
-    image = np.full((SIDE, SIDE, 3), (240, 236, 228), np.float32)
+    image = np.full((SIDE, SIDE, 3), ground, np.float32)
     for colour, shape, x, y, radius in objects:
         cover = np.clip(0.5 - signed_distance(shape, Placed(x, y, radius), EVERYWHERE), 0, 1)[..., None]
         image = image * (1 - cover) + np.array(COLOURS[colour], np.float32) * cover
@@ -54,6 +54,14 @@ def test_drawings_are_judged_as_their_truth():
     assert report["damage_recall"] >= 0.75
     assert report["damage_precision"] >= 0.8
     assert set(report["by_objects"]) <= set(range(2, 17))
+
+
+@pytest.mark.parametrize("ground", [(211, 212, 211), (196, 200, 190), (180, 168, 175)])
+def test_grounds_darker_than_any_drawn_are_still_ground(ground):
+    objects = [("red", "circle", 40.0, 64.0, 14.0), ("black", "star", 90.0, 64.0, 14.0)]
+    verdict = check(paint(objects, ground), parse("a red circle, a black star in a row"))
+    assert verdict.scene_right
+    assert verdict.foreground.mean() < 0.08
 
 
 def test_drawings_are_judged_through_an_autoencoder():

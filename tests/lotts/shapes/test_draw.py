@@ -111,6 +111,14 @@ def test_relations_hold():
         assert all(holds(relation, spots[0], other) for relation, other in zip(scene.relations, spots[1:], strict=True))
 
 
+def test_what_one_relation_names_lies_level():
+    for relation in ("left", "below"):
+        scene = Scene("relation", (Item("red", "star"), Item("blue", "ring")), relations=(relation,))
+        first, other = place(scene, np.random.default_rng(5))
+        across = abs(first.y - other.y) if relation == "left" else abs(first.x - other.x)
+        assert across <= 0.14 * SIDE
+
+
 @pytest.mark.parametrize(
     ("relation", "x", "y"), [("left", 90, 64), ("right", 38, 64), ("above", 64, 90), ("below", 64, 38)]
 )
