@@ -104,9 +104,7 @@ def _related_centres(relations: tuple[str, ...], rng: np.random.Generator) -> li
 
 
 def _apart(spots: list[Placed]) -> bool:
-    return all(
-        np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius + 5 for i, a in enumerate(spots) for b in spots[:i]
-    )
+    return all(np.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius + 5 for i, a in enumerate(spots) for b in spots[:i])
 
 
 def holds(relation: str, first: Placed, other: Placed, margin: float = 0.14) -> bool:
