@@ -40,23 +40,34 @@ def clip_tokenizer(tmp_path_factory):
     return CLIPTokenizer(vocab, merges, model_max_length=40)
 
 
-@pytest.fixture
-def tiny_unet():
-    """UNet2DConditionModel with attention at 16x16 and 8x8, the structure of Stable Diffusion's."""
+def make_unet(widths, heads):
+    """UNet2DConditionModel with attention at every level, the structure of Stable Diffusion's; random weights."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(32, 64),
+        block_out_channels=widths,
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
         cross_attention_dim=32,
-        attention_head_dim=(2, 4),
+        attention_head_dim=heads,
         norm_num_groups=8,
         use_linear_projection=True,
     ).eval()
+
+
+@pytest.fixture
+def tiny_unet():
+    """A U-Net with attention at 16x16 and 8x8."""
+    return make_unet((32, 64), (2, 4))
+
+
+@pytest.fixture
+def shallow_unet():
+    """A U-Net with attention at 16x16 only: half to compile."""
+    return make_unet((32,), (2,))
 
 
 @pytest.fixture

@@ -47,8 +47,8 @@ def test_the_kernels_record_what_the_portable_ops_record(tiny_unet, with_kernels
 
 
 @torch.no_grad()
-def test_a_step_on_the_kernels_compiles_as_one_graph(tiny_unet, with_kernels):
-    unet = tiny_unet.to(DEVICE)
+def test_a_step_on_the_kernels_compiles_as_one_graph(shallow_unet, with_kernels):
+    unet = shallow_unet.to(DEVICE)
     with_kernels()
     expected = record(unet, unet)
     compiled = torch.compile(unet, fullgraph=True, backend="aot_eager" if DEVICE == "cpu" else "inductor")

@@ -262,16 +262,16 @@ def test_inference_mode_and_gradients(tiny_unet):
 
 
 @torch.no_grad()
-def test_a_compiled_model_records_the_same_and_many_recorders_share_one_compilation(tiny_unet):
+def test_a_compiled_model_records_the_same_and_many_recorders_share_one_compilation(shallow_unet):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(tiny_unet, fullgraph=True, backend=counter)
+    compiled = torch.compile(shallow_unet, fullgraph=True, backend=counter)
     inputs = arguments(4)
     expected = compiled(*inputs).sample
 
     def record(model):
-        recorder = recorder_of(tiny_unet, layers=["mid_block"])
+        recorder = recorder_of(shallow_unet, layers=["mid_block"])
         recorder.rows = lambda rows: slice(rows // 2, rows)
         with recorder:
             for step in range(3):
@@ -279,7 +279,7 @@ def test_a_compiled_model_records_the_same_and_many_recorders_share_one_compilat
                 assert torch.equal(model(*inputs).sample, expected)
         return recorder.cross_maps(), recorder.self_maps()
 
-    eager, unpatched = record(tiny_unet), counter.frame_count
+    eager, unpatched = record(shallow_unet), counter.frame_count
     for _ in range(2):
         for actual, reference in zip(record(compiled), eager, strict=True):
             torch.testing.assert_close(actual, reference)
