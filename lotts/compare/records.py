@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from lotts.output import LoTTSOutput, Sample
 from lotts.search import METHODS
 
 NAME, FORMAT = "item.json", 1
+UNFINISHED = ".unfinished-"
 COUNTS = ("nfe", "network_rows", "localization_rows", "tokens", "text_encodes", "vae_decodes", "verifier_calls")
 
 
@@ -40,7 +42,9 @@ def read_record(out: Path, item: Item) -> dict[str, Any] | None:
     return record
 
 
-def write_record(out: Path, study: Study, item: Item, output: LoTTSOutput, environment: dict[str, Any]) -> dict[str, Any]:
+def write_record(
+    out: Path, study: Study, item: Item, output: LoTTSOutput, environment: dict[str, Any]
+) -> dict[str, Any]:
     """Write an item's folder under another name, then rename it: it is whole or not there."""
     points = leaders(output.samples, METHODS[item.variant.method].keeps_best)
     pngs = {f"{point['sample']:03}.png": png_bytes(output.samples[point["sample"]].pixels) for point in points}
@@ -74,8 +78,8 @@ def write_record(out: Path, study: Study, item: Item, output: LoTTSOutput, envir
         },
     }
     target = folder_of(out, item)
-    temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}")
-    temporary.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
     try:
         for name, data in pngs.items():
             (temporary / name).write_bytes(data)
@@ -84,6 +88,12 @@ def write_record(out: Path, study: Study, item: Item, output: LoTTSOutput, envir
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
+
+
+def sweep_up(out: Path) -> None:
+    """Remove what killed processes left half written."""
+    for left in (out / "items").glob(f"*/{UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_metrics(out: Path, item: Item, record: dict[str, Any], metrics: dict[str, dict[str, list[float]]]) -> None:

@@ -61,7 +61,9 @@ class Variant:
             if not equals:
                 raise ValueError(f"expected options like num_refinements=4, got {part!r} in {text!r}")
             options[key.strip()] = literal(value)
-        return cls(text.strip(), match[1], options, **({"source": options.pop("source")} if "source" in options else {}))
+        return cls(
+            text.strip(), match[1], options, **({"source": options.pop("source")} if "source" in options else {})
+        )
 
     def spec(self) -> dict[str, Any]:
         """All that decides what is drawn: not the name, and every option, so that two ways to say the same are one."""
@@ -126,7 +128,9 @@ class Study:
             if len(set(given)) < len(given):
                 raise ValueError(f"expected {what} that differ, got {', '.join(given)}")
         if self.verifier in self.metrics:
-            raise ValueError(f"expected held-out metrics, got {self.verifier}: it is the verifier that is searched with")
+            raise ValueError(
+                f"expected held-out metrics, got {self.verifier}: it is the verifier that is searched with"
+            )
         object.__setattr__(self, "reference", self.reference or names[0])
         if self.reference not in names:
             raise ValueError(f"expected a reference out of {', '.join(names)}, got {self.reference!r}")

@@ -24,7 +24,6 @@ from lotts.verifiers import Judge
 __all__ = ["METHODS", "Budget", "Method", "run"]
 
 
-
 class Method(NamedTuple):
     """A search: its function, whether it looks for defects, and whether it returns the best by the verifier."""
 
