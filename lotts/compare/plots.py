@@ -56,6 +56,7 @@ def _scaling(plt: Any, study: Study, rows: Sequence[Row], curves: Sequence[Curve
         for axis, unit in zip(line, AXES, strict=True):
             axis.grid(axis="y", color=GREY, lw=0.4)
             axis.set_xlabel(UNITS[unit])
+            axis.xaxis.get_major_locator().set_params(integer=unit != "seconds")
             for index, variant in enumerate(study.variants):
                 colour = COLOURS[index % len(COLOURS)]
                 shown = [
