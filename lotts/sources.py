@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -119,10 +118,8 @@ class AttentionWatch:
         self.recorder.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.recorder.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.recorder.__exit__(*error)
 
     def steps(self) -> list[int]:
         """The steps worth showing to this watch where no run does: the ends and the middle of both windows."""

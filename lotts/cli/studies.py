@@ -169,5 +169,8 @@ def _run(args: argparse.Namespace, variants: list[Variant], reference: str, form
         f"{args.out}: {outcome.made} runs made, {outcome.kept} kept; table.md, table.csv, table.json, curves.csv, timings.csv"
     )
     if outcome.failed:
-        print(f"lotts: {outcome.failed} runs failed: see {args.out}/failures, and run again", file=sys.stderr)
+        print(
+            f"lotts: {outcome.failed} runs failed, see {args.out}/failures; one of them: {outcome.error}",
+            file=sys.stderr,
+        )
     return 1 if outcome.failed else 0

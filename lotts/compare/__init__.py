@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lotts.compare.curves import AXES, curves_of
-from lotts.compare.records import read_record, sweep_up
+from lotts.compare.records import read_failure, read_record, sweep_up
 from lotts.compare.runner import Runner, missing_items, run_here
 from lotts.compare.study import Study, Variant
 from lotts.compare.table import Row, as_csv, as_json, as_markdown, rows_of
@@ -30,6 +30,7 @@ class Outcome:
         rows: the table.
         text: the table as Markdown.
         plots: the files drawn; empty without matplotlib.
+        error: what went wrong with one of those that failed.
     """
 
     made: int
@@ -38,6 +39,7 @@ class Outcome:
     rows: list[Row]
     text: str
     plots: list[Path]
+    error: str | None = None
 
 
 def compare(
@@ -61,17 +63,17 @@ def compare(
     runner.check()
     left = missing_items(study, out)
     total = len({item.key for item in study.items()})
-    if not workers:
-        failed = run_here(runner, left)
-    else:
+    if workers:
         from lotts.compare.fleet import run_on_ray
 
-        del runner
         failed = run_on_ray(study, out, left, workers, gpus_per_worker)
+    else:
+        failed = run_here(runner, left)
     if not failed:
         sweep_up(out)
     rows, text, plots = write_results(study, out, form)
-    return Outcome(len(left) - failed, total - len(left), failed, rows, text, plots)
+    error = next((told for item in left if (told := read_failure(out, item))), None)
+    return Outcome(len(left) - failed, total - len(left), failed, rows, text, plots, error)
 
 
 def write_results(study: Study, out: Path, form: str = "scaling") -> tuple[list[Row], str, list[Path]]:

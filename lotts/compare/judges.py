@@ -16,8 +16,8 @@ CHECKED = ("objects_right", "scene_right")
 class Metric(Protocol):
     """``columns`` names the numbers that a call on a picture, uint8 [H, W, 3], and its prompt gives."""
 
-    columns: tuple[str, ...]
-
+    @property
+    def columns(self) -> tuple[str, ...]: ...
     def check_prompt(self, prompt: str) -> None: ...
     def __call__(self, pixels: np.ndarray, prompt: str) -> list[float]: ...
 

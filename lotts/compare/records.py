@@ -139,6 +139,12 @@ def write_failure(out: Path, item: Item, error: Exception) -> None:
     write_whole(path, text.encode())
 
 
+def read_failure(out: Path, item: Item) -> str | None:
+    """What went wrong with an item, None if nothing did."""
+    path = failure_of(out, item)
+    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else None
+
+
 def failure_of(out: Path, item: Item) -> Path:
     return out / "failures" / f"{item.key}.json"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,8 @@ from lotts.compare.records import (
 from lotts.compare.study import Item, Study
 from lotts.localize import LocalizeConfig
 from lotts.manifest import environment
-from lotts.sources import AttentionSource, MapSource, map_source
+from lotts.sources import AttentionSource, MapSource
+from lotts.threads import cpu_threads
 from lotts.verifiers import load
 
 
@@ -31,17 +33,19 @@ class Runner:
     """Holds the pipeline, the verifier and the metrics of a study, and makes items with them.
 
     Raises:
-        ValueError, FileNotFoundError: the model, a verifier or a metric cannot be loaded, or does not take a prompt.
+        ValueError, FileNotFoundError: the device, a verifier or a metric is not there.
     """
 
     def __init__(self, study: Study, out: Path) -> None:
         self.study, self.out = study, out
-        if study.threads is not None:
-            torch.set_num_threads(study.threads)
+        device = models.check_device(study.device)
         self.verifier: Any = load(study.verifier)
-        self.pipe = models.load_pipeline(study.model, device=study.device, dtype=study.dtype)
-        self.metrics = {name: load_metric(name, self.pipe.device) for name in study.metrics}
-        self.environment = environment(str(self.pipe.device))
+        self.metrics = {name: load_metric(name, device) for name in study.metrics}
+
+    @functools.cached_property
+    def pipe(self) -> Any:
+        """Loaded when it is first needed: to check prompts, or to ask one more metric, it is not."""
+        return models.load_pipeline(self.study.model, device=self.study.device, dtype=self.study.dtype)
 
     def check(self) -> None:
         """ValueError for a prompt that the verifier or a metric does not take, before any compute."""
@@ -53,10 +57,11 @@ class Runner:
     def __call__(self, item: Item) -> bool:
         """Make an item, or record why it was not made; returns whether it was."""
         try:
-            record = read_record(self.out, item)
-            if record is None:
-                record = self._search(item)
-            self._judge(item, record)
+            with cpu_threads(self.study.threads):
+                record = read_record(self.out, item)
+                if record is None:
+                    record = self._search(item)
+                self._judge(item, record)
         except Exception as error:
             write_failure(self.out, item, error)
             return False
@@ -76,7 +81,7 @@ class Runner:
             **self.study.settings,
             **variant.options,
         )
-        return write_record(self.out, self.study, item, output, self.environment)
+        return write_record(self.out, self.study, item, output, environment(str(self.pipe.device)))
 
     def _judge(self, item: Item, record: dict[str, Any]) -> None:
         """Ask the metrics that have not been asked of every picture that the item led with."""
@@ -103,7 +108,10 @@ def missing_items(study: Study, out: Path) -> list[Item]:
 
 def run_here(runner: Runner, items: Iterable[Item]) -> int:
     """Make items in this process; returns how many failed."""
-    return sum(not runner(item) for item in tqdm(list(items), unit="item", disable=None))
+    items = list(items)
+    if any(read_record(runner.out, item) is None for item in items):
+        _ = runner.pipe  # a model that cannot be loaded is no failure of an item
+    return sum(not runner(item) for item in tqdm(items, unit="item", disable=None))
 
 
 def versions_of(model: str, verifier: str) -> dict[str, Any]:
@@ -117,5 +125,5 @@ def versions_of(model: str, verifier: str) -> dict[str, Any]:
     return {"model": digest, "verifier": getattr(load(verifier), "version", None)}
 
 
-def _source(name: str, localize: dict[str, Any]) -> MapSource:
-    return AttentionSource(LocalizeConfig(**localize)) if localize else map_source(name)
+def _source(name: str, localize: dict[str, Any]) -> str | MapSource:
+    return AttentionSource(LocalizeConfig(**localize)) if localize else name

@@ -69,7 +69,11 @@ def sweeps(method: str, values: Mapping[str, Sequence[Any]], steps: int) -> list
 
 def default_sweep(method: str, steps: int) -> dict[str, list[Any]]:
     """The paper's values of k and r, and four noise steps as its 0, 10, 25 and 40 of 50; of what the method has."""
-    values = {"k": [1, 2, 8], "r": [0.2, 0.5, 0.8], "t0": sorted({steps * share // 50 for share in (0, 10, 25, 40)})}
+    values: dict[str, list[Any]] = {
+        "k": [1, 2, 8],
+        "r": [0.2, 0.5, 0.8],
+        "t0": sorted({steps * share // 50 for share in (0, 10, 25, 40)}),
+    }
     known = METHODS[_localising(method)].options
     return {name: listed for name, listed in values.items() if SHORT[name] in known}
 

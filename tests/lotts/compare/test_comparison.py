@@ -135,7 +135,7 @@ def test_one_failure_does_not_sink_the_others_and_is_tried_again(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(search, "run", fails_for_dogs)
         outcome = compare(study(seeds=1), tmp_path)
-    assert (outcome.made, outcome.failed) == (2, 2)
+    assert (outcome.made, outcome.failed, outcome.error) == (2, 2, "RuntimeError: out of bones")
     told = [json.loads(path.read_text()) for path in tmp_path.glob("failures/*.json")]
     assert {entry["error"] for entry in told} == {"RuntimeError: out of bones"}
     assert {row["prompts"] for row in rows(tmp_path) if row["group"] == "all"} == {"1"}
