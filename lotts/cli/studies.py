@@ -49,7 +49,8 @@ examples:
   lotts sweep shapes:64 --method lotts_chain --vary r=0.1,0.25,0.5 --vary "background=replay,fixed"
 
 Varies one setting at a time, the others stay at their defaults: k refinements of each candidate, r the share of the
-picture that is resampled, t0 the step a refinement starts from; or any option of the method by its name.
+picture that is resampled, t0 the step a refinement starts from; or any option of the method by its name. Tests are against
+the first line that is the method at its defaults, or else the first of all.
 
 {PROMPTS}"""
 
@@ -121,11 +122,12 @@ def _ablate(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from lotts.compare.variants import default_sweep, sweeps
+    from lotts.compare.variants import default_of, default_sweep, sweeps
 
     steps = model_settings(args)["num_inference_steps"]
     values = _values(args.vary) if args.vary else default_sweep(args.method, steps)
-    return _run(args, sweeps(args.method, values, steps), "", "sweep")
+    variants = sweeps(args.method, values, steps)
+    return _run(args, variants, default_of(args.method, variants, steps), "sweep")
 
 
 def _values(vary: list[str]) -> dict[str, list[Any]]:

@@ -83,12 +83,12 @@ def _ablation(plt: Any, study: Study, rows: Sequence[Row], curves: Sequence[Curv
     for axis, metric in zip(axes[0], metrics, strict=True):
         axis.set_title(_title(study, metric))
         cells = _cells(study, rows, metric)
+        low = _zoom(axis, list(cells.values()))
         for place, name in enumerate(names):
             if name in cells:
-                row, reference = cells[name], name == study.reference
+                reference = name == study.reference
                 colour = ACCENT if reference else COLOURS[1:][place % (len(COLOURS) - 1)]
-                _bar(axis, place, row, colour, label=name, edgecolor=INK if reference else colour)
-        _zoom(axis, [cells[name] for name in names if name in cells])
+                _bar(axis, place, cells[name], low, colour, label=name, edgecolor=INK if reference else colour)
         axis.set_xticks([])
     _legend(figure, axes[0][0], 4)
     return figure
@@ -106,13 +106,13 @@ def _sweep(plt: Any, study: Study, rows: Sequence[Row], curves: Sequence[CurvePo
         for axis, metric in zip(line, metrics, strict=True):
             cells = _cells(study, rows, metric)
             shown = [(place, cells[name]) for place, name in enumerate(names) if name in cells]
+            low = _zoom(axis, [row for _, row in shown])
             for place, row in shown:
-                _bar(axis, place, row, COLOURS[1])
+                _bar(axis, place, row, low, COLOURS[1])
             axis.plot([place for place, _ in shown], [row.mean for _, row in shown], color=INK, lw=1)
             best = max(shown, key=lambda pair: pair[1].mean, default=None)
             if best is not None:
                 axis.plot(best[0], best[1].mean, marker="*", ms=13, color=ACCENT, mec=INK, mew=0.6)
-            _zoom(axis, [row for _, row in shown])
             axis.set_xticks(range(len(names)), [name.partition("=")[2] for name in names])
             axis.set(title=f"{_title(study, metric)} by {parameter}", xlabel=parameter)
     figure.tight_layout()
@@ -132,25 +132,18 @@ def _cells(study: Study, rows: Sequence[Row], metric: str) -> dict[str, Row]:
     return {row.variant: row for row in rows if (row.group, row.budget, row.metric) == key}
 
 
-def _bar(axis: Any, place: int, row: Row, colour: str, **options: Any) -> None:
+def _bar(axis: Any, place: int, row: Row, low: float, colour: str, **options: Any) -> None:
     error = 0.0 if isnan(row.error) else row.error
-    axis.bar(place, row.mean, 0.75, yerr=error, color=colour, ecolor=INK, capsize=2, **options)
-    up = row.mean >= 0
+    axis.bar(place, row.mean - low, 0.75, low, yerr=error, color=colour, ecolor=INK, capsize=2, **options)
     axis.annotate(
-        f"{row.mean:.3g}",
-        (place, row.mean + (error if up else -error)),
-        (0, 3 if up else -3),
-        textcoords="offset points",
-        ha="center",
-        va="bottom" if up else "top",
-        fontsize=8,
+        f"{row.mean:.3g}", (place, row.mean + error), (0, 3), textcoords="offset points", ha="center", fontsize=8
     )
 
 
-def _zoom(axis: Any, rows: Sequence[Row]) -> None:
-    """Bars that do not begin at 0, as the paper's: differences are small beside the values."""
+def _zoom(axis: Any, rows: Sequence[Row]) -> float:
+    """Where bars begin: not at 0, as in the paper's figures, for differences are small beside the values."""
     if not rows:
-        return
+        return 0.0
     errors = [0.0 if isnan(row.error) else row.error for row in rows]
     low = min(row.mean - error for row, error in zip(rows, errors, strict=True))
     high = max(row.mean + error for row, error in zip(rows, errors, strict=True))
@@ -158,6 +151,7 @@ def _zoom(axis: Any, rows: Sequence[Row]) -> None:
     axis.set_ylim(low - 0.3 * spread, high + 0.3 * spread)
     axis.grid(axis="y", color=GREY, lw=0.4)
     axis.set_axisbelow(True)
+    return low - 0.3 * spread
 
 
 def _legend(figure: Any, axis: Any, columns: int) -> None:

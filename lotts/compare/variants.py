@@ -67,6 +67,12 @@ def sweeps(method: str, values: Mapping[str, Sequence[Any]], steps: int) -> list
     ]
 
 
+def default_of(method: str, variants: Sequence[Variant], steps: int) -> str:
+    """The name of the first variant that is the method as it is; "" where none is."""
+    (default,) = sweeps(method, {"global_steps": [METHODS[method].options["global_steps"]]}, steps)
+    return next((variant.name for variant in variants if variant.spec() == default.spec()), "")
+
+
 def default_sweep(method: str, steps: int) -> dict[str, list[Any]]:
     """The paper's values of k and r, and four noise steps as its 0, 10, 25 and 40 of 50; of what the method has."""
     values: dict[str, list[Any]] = {

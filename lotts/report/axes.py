@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 INK, ACCENT, GREY = "#2b2d42", "#e4572e", "#b8bcc8"
-COLOURS = ["#e4572e", "#2e86ab", "#3a9d5d", "#8e6bbf", "#b8bcc8", "#f2a541", "#7a5c45"]
+COLOURS = [ACCENT, "#2e86ab", "#3a9d5d", "#8e6bbf", GREY, "#f2a541", "#7a5c45", "#5bc0be", "#d16ba5", "#6b705c"]
 
 
 def pyplot() -> Any:

@@ -5,7 +5,7 @@ import pytest
 
 from lotts.compare.statistics import mean_and_error, sign_flip_test
 from lotts.compare.study import Study, Variant, literal, split
-from lotts.compare.variants import FULL, ablations, default_sweep, sweeps
+from lotts.compare.variants import FULL, ablations, default_of, default_sweep, sweeps
 from lotts.prompts import Prompt
 
 
@@ -138,6 +138,8 @@ def test_sweeps_vary_one_setting_and_share_the_default():
     found = sweeps("lotts", values, 20)
     assert [variant.name for variant in found][:4] == ["k=1", "k=2", "k=8", "r=0.2"]
     assert len({str(variant.spec()) for variant in found}) == len(found) - 2  # k=2, r=0.5 and t0=10 are one
+    assert default_of("lotts", found, 20) == "k=2"
+    assert default_of("lotts", found[:1], 20) == ""
     assert "k" not in default_sweep("lotts_chain", 20)
     with pytest.raises(ValueError, match="expected options of lotts"):
         sweeps("lotts", {"luck": [1]}, 20)
