@@ -27,7 +27,10 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status: 0, 1 for a replay that differs, 2 for a user's error."""
+    """Run a command line; returns the exit status.
+
+    0; 1 for a replay that differs or a comparison with failures; 2 for a user's error; 130 for an interrupt.
+    """
     args = _parser().parse_args(argv)
     # Its advice to install torchvision would come first on every command, and nothing here needs that.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

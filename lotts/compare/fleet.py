@@ -57,7 +57,6 @@ def run_on_ray(study: Study, out: Path, items: list[Item], workers: int, gpus_pe
 class _Fleet:
     def __init__(self, ray: Any, study: Study, out: Path, gpus: float) -> None:
         self.ray, self.study, self.out = ray, study, out
-        # A worker that is asked for on a busy machine waits for it rather than taking another's place.
         self.kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(Runner)
 
     def run(self, items: list[Item], workers: int) -> int:
@@ -86,7 +85,8 @@ class _Fleet:
                         failed += 1
                         bar.update()
                     employ(self.kind.remote(self.study, self.out))
-                    continue
-                bar.update()
-                employ(worker)
+                else:
+                    bar.update()
+                    employ(worker)
+                del worker  # one that is not employed any more makes room for one that waits for its place
         return failed

@@ -8,6 +8,8 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lotts.compare.curves import AXES, CurvePoint
 from lotts.compare.study import Study
 from lotts.compare.table import ALL, COST, SEARCHED, Row, metrics_of
@@ -45,9 +47,8 @@ def _title(study: Study, metric: str) -> str:
 def _scaling(plt: Any, study: Study, rows: Sequence[Row], curves: Sequence[CurvePoint]) -> Any:
     """What runs of the largest budget led with on their way, and where runs of each budget ended."""
     metrics, ended = _metrics(study), {(row.budget, row.variant, row.metric): row for row in rows if row.group == ALL}
-    largest = study.budgets[-1] if len({b.partition("=")[0] for b in study.budgets}) > 1 else max(
-        study.budgets, key=lambda budget: float(budget.partition("=")[2])
-    )  # fmt: skip
+    units, amounts = zip(*(budget.split("=") for budget in study.budgets), strict=True)
+    last = study.budgets[-1] if len(set(units)) > 1 else study.budgets[int(np.argmax([float(n) for n in amounts]))]
     figure, axes = plt.subplots(
         len(metrics), len(AXES), figsize=(4.2 * len(AXES), 3 * len(metrics)), squeeze=False, sharey="row"
     )
@@ -60,9 +61,7 @@ def _scaling(plt: Any, study: Study, rows: Sequence[Row], curves: Sequence[Curve
             for index, variant in enumerate(study.variants):
                 colour = COLOURS[index % len(COLOURS)]
                 shown = [
-                    p
-                    for p in curves
-                    if (p.budget, p.variant, p.axis, p.metric) == (largest, variant.name, unit, metric)
+                    p for p in curves if (p.budget, p.variant, p.axis, p.metric) == (last, variant.name, unit, metric)
                 ]
                 x, y = [p.x for p in shown], [p.mean for p in shown]
                 axis.plot(x, y, color=colour, lw=1.4, drawstyle="steps-post", label=variant.name)

@@ -156,7 +156,7 @@ def as_markdown(study: Study, rows: Sequence[Row]) -> str:
             if chosen:
                 prompts = max(row.prompts for row in chosen)
                 title = budget if group == ALL else f"{budget}, {group}"
-                parts.append(f"### {title} ({prompts} prompts, {study.seeds} seeds)\n\n{_table(study, chosen)}")
+                parts.append(f"### {title}: prompts {prompts}, seeds {study.seeds}\n\n{_table(study, chosen)}")
     return "\n\n".join(parts) + "\n"
 
 

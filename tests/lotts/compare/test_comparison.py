@@ -115,6 +115,15 @@ def test_the_table_says_what_the_items_do(finished):
     assert {r["group"] for r in rows(finished)} == {"all", "cats", "dogs"}
 
 
+def test_each_budget_is_kept_by_every_method(tmp_path):
+    compare(study(prompts=PROMPTS[:1], seeds=1, metrics=[], budgets=["samples=3", "nfe=17"]), tmp_path)
+    spent = {(r["budget"], r["metric"]): float(r["mean"]) for r in rows(tmp_path) if r["variant"] != "best_of_n"}
+    assert spent["samples=3", "samples"] == 3
+    assert spent["nfe=17", "nfe"] == 14  # a picture of 6 rows and two refinements of 4 each
+    plain = {(r["budget"], r["metric"]): float(r["mean"]) for r in rows(tmp_path) if r["variant"] == "best_of_n"}
+    assert (plain["nfe=17", "nfe"], plain["nfe=17", "samples"]) == (12, 2)
+
+
 def test_runs_share_their_first_picture_but_not_between_seeds(finished):
     first = {}
     for path in finished.glob("items/*/*/item.json"):
