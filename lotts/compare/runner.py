@@ -48,7 +48,8 @@ class Runner:
         return models.load_pipeline(self.study.model, device=self.study.device, dtype=self.study.dtype)
 
     def check(self) -> None:
-        """ValueError for a prompt that the verifier or a metric does not take, before any compute."""
+        """ValueError for a verifier that no search takes, or a prompt that it or a metric does not: before any compute."""
+        search.check_comparable(self.verifier)
         for prompt in self.study.prompts:
             for judge in (self.verifier, *self.metrics.values()):
                 if hasattr(judge, "check_prompt"):

@@ -21,7 +21,7 @@ from lotts.search.pool import Pool
 from lotts.sources import MapSource
 from lotts.verifiers import Judge
 
-__all__ = ["METHODS", "Budget", "Method", "run"]
+__all__ = ["METHODS", "Budget", "Method", "check_comparable", "run"]
 
 
 class Method(NamedTuple):
@@ -91,12 +91,7 @@ def run(
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen = METHODS[method]
     backbone, judge = backbone_for(pipe), load(verifier)
-    if getattr(judge, "relative", False):
-        told = getattr(judge, "name", judge)
-        raise ValueError(
-            f"expected a verifier whose scores compare between calls, got {told}: a search scores pictures as they come, and "
-            "an ensemble's scores only say where one stands among those scored with it"
-        )
+    check_comparable(judge)
     request = Request.build(
         backbone,
         judge,
@@ -120,3 +115,13 @@ def run(
             f"expected a budget for one picture at least ({pool.rows(num_inference_steps)} network rows), got {budget}"
         )
     return chosen.search(pool, **options)
+
+
+def check_comparable(verifier: Judge) -> None:
+    """ValueError for a verifier whose scores only say where a picture stands among those scored with it."""
+    if getattr(verifier, "relative", False):
+        told = getattr(verifier, "name", verifier)
+        raise ValueError(
+            f"expected a verifier whose scores compare between calls, got {told}: a search scores pictures as they come, and "
+            "an ensemble's scores only say where one stands among those scored with it"
+        )
