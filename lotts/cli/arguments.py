@@ -53,7 +53,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "G",
         "guidance; 1 is none (default: 3 for shapes-sd, else the pipeline's own)",
     )
-    add(parser, "--true-cfg-scale", float, 1.0, "G", "FLUX: classifier-free guidance as well; 1 is none (default 1)")
+    add(parser, "--true-cfg-scale", float, 1.0, "G", "FLUX: classifier-free guidance as well; 1 is none")
     add(parser, "--negative-prompt", str, "", "TEXT", "what to stay away from (default: nothing)")
 
 

@@ -165,6 +165,8 @@ def test_prompts_that_a_judge_refuses_are_told_before_any_compute(tmp_path, tiny
     monkeypatch.setattr(tiny.unet, "forward", lambda *args, **kwargs: pytest.fail("computed something"))
     with pytest.raises(ValueError, match="cannot read"):
         compare(study(metrics=["checker"]), tmp_path)
+    with pytest.raises(ValueError, match="scores pictures as they come"):
+        compare(study(verifier="bright,red", metrics=[]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
