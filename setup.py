@@ -17,8 +17,10 @@ CORE = [
 METRICS = ["scikit-image>=0.25"]
 FID = ["torch-fidelity>=0.3"]  # brings torchvision, so not with a torch that torchvision does not match
 OCR = ["rapidocr-onnxruntime>=1.4; python_version < '3.13'"]
+PLOTS = ["matplotlib>=3.8"]
 TEST = [
     *METRICS,
+    *PLOTS,
     "pytest>=8",
     "hypothesis>=6.100",
     "peft>=0.17",
@@ -48,8 +50,10 @@ setup(
         "metrics": METRICS,
         "fid": FID,
         "ocr": OCR,
+        "plots": PLOTS,
+        "ray": ["ray>=2.50"],
         "test": TEST,
-        "bench": ["matplotlib>=3.8", "pytest>=8", "pytest-benchmark>=5"],
+        "bench": [*PLOTS, "pytest>=8", "pytest-benchmark>=5"],
     },
     entry_points={"console_scripts": ["lotts=lotts.cli:main"]},
 )

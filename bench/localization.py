@@ -191,7 +191,7 @@ def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
 
     maps = maps_of(taps)
     for levels in ((0.2,), (0.35,), (0.5,), (0.65,), (0.8,), (0.9,), (0.5, 0.65, 0.8)):
-        with PredictionSource(levels).watch(backbone, text, 1, (SIDE, SIDE), STEPS, conditioning) as watch:
+        with PredictionSource(levels).watch(backbone, text, [0], (SIDE, SIDE), STEPS, conditioning) as watch:
             maps[f"prediction {levels}"] = watch.maps(latents_at)["P"][0]
     truth, foreground = cells(truth), cells(foreground)
     maps["foreground"] = torch.from_numpy(foreground.astype(np.float32))

@@ -5,24 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import matplotlib
+from lotts.report.axes import ACCENT, COLOURS, GREY, INK, pyplot
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+plt = pyplot()
 RESULTS, IMAGES = Path("bench/results"), Path("docs/images")
-INK, ACCENT, GREY = "#2b2d42", "#e4572e", "#b8bcc8"
-COLOURS = ["#e4572e", "#2e86ab", "#3a9d5d", "#8e6bbf", "#b8bcc8", "#f2a541"]
-plt.rcParams.update(
-    {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": INK,
-        "font.size": 10,
-        "figure.dpi": 130,
-        "savefig.bbox": "tight",
-    }
-)
 
 
 def loss_curves() -> None:

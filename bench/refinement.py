@@ -51,10 +51,10 @@ def _one(job: tuple[int, str, int]) -> dict[str, Any]:
     index, text, seed = job
     backbone, _ = _tools()
     conditioning = backbone.encode_prompt(text, "", GUIDANCE)
-    with AttentionSource().watch(backbone, text, 1, SIZE, STEPS, conditioning) as watch:
+    with AttentionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
         attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
-    with PredictionSource().watch(backbone, text, 1, SIZE, STEPS, conditioning) as watch:
+    with PredictionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         prediction = watch.maps(lambda step: candidate.latents[step][None])["P"]
     image = backbone.decode(candidate.result[None])[0]
     verdict = check(np.rint(image * 255).astype(np.uint8), parse(text))

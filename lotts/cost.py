@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+#: Where the seconds of a run go, in the order of the method.
+STAGES = ("text", "encode", "denoise", "localise", "refine", "decode", "verify")
 
 
 @dataclass
@@ -15,6 +15,11 @@ class Cost:
 
     ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample. ``localization_rows`` are
     those spent on nothing but finding defects. ``tokens``: latent cells computed in all of these rows.
+
+    ``stages``: seconds by stage, out of ``STAGES``. What attention is read beside a forward pass is part of that pass:
+    "localise" is what comes after it, making maps of what was read and the rows that do nothing else. ``peak_bytes``: the most
+    memory held above what was there when the run began, of the device where that is a GPU, else of the process; None
+    where the system does not tell.
     """
 
     network_rows: int = 0
@@ -25,6 +30,8 @@ class Cost:
     vae_decodes: int = 0
     verifier_calls: int = 0
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int | None = None
 
     def denoised(self, rows: int, localization_rows: int, cells: int) -> None:
         """Rows of latents of ``cells`` cells, all computed."""
@@ -37,13 +44,6 @@ class Cost:
         """All rows through the denoiser, localisation included."""
         return self.network_rows + self.localization_rows
 
-    @contextmanager
-    def clock(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
-
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "nfe": self.nfe, "seconds": round(self.seconds, 3)}
+        stages = {name: round(self.stages[name], 3) for name in STAGES if name in self.stages}
+        return {**asdict(self), "nfe": self.nfe, "seconds": round(self.seconds, 3), "stages": stages}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE
+
 CONTRASTS = ("difference", "log_ratio")
 REWEIGHTINGS = ("product", "sum", "diff", "orig")
 
@@ -25,6 +27,8 @@ class LocalizeConfig:
         cross_steps, self_steps: shares [from, to) of the sampler's steps, counted from pure noise, in which
             cross-attention is read and in which self-attention propagates what was read.
         layers: substrings of attention module names to read, or None for all.
+        propagate: whether self-attention spreads the maps before they are combined (off only for ablation).
+        positive, negative: the quality prompts, in which ``{p}`` stands for the prompt.
     """
 
     contrast: str = "difference"
@@ -33,6 +37,9 @@ class LocalizeConfig:
     cross_steps: tuple[float, float] = (0.3, 0.8)
     self_steps: tuple[float, float] = (0.8, 1.0)
     layers: tuple[str, ...] | None = None
+    propagate: bool = True
+    positive: str = QUALITY_POSITIVE
+    negative: str = QUALITY_NEGATIVE
 
     def __post_init__(self) -> None:
         for name, allowed in (("contrast", CONTRASTS), ("reweighting", REWEIGHTINGS)):
@@ -40,6 +47,9 @@ class LocalizeConfig:
                 raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.sign not in (-1, 1):
             raise ValueError(f"expected sign to be 1 or -1, got {self.sign!r}")
+        for name in ("positive", "negative"):
+            if getattr(self, name).replace("{p}", "", 1).count("{") or "{p}" not in getattr(self, name):
+                raise ValueError(f"expected {name} with {{p}} once, where the prompt goes, got {getattr(self, name)!r}")
         for name in ("cross_steps", "self_steps"):
             low, high = getattr(self, name)
             if not 0 <= low < high <= 1:

@@ -29,6 +29,7 @@ class Sample:
         refinement: which refinement of its parent this is, from 0; None for candidates.
         mask: bool [h, w] on the latent grid; a candidate's is the one its refinements use.
         heatmaps: fp32 [h, w] each: CA_orig, CA_diff, CA'_orig, CA'_diff and P (other sources: P). Empty for refinements.
+        nfe, seconds: what the whole run had spent when this picture was judged.
     """
 
     image: Any
@@ -39,6 +40,8 @@ class Sample:
     refinement: int | None = None
     mask: torch.Tensor | None = None
     heatmaps: dict[str, torch.Tensor] = field(default_factory=dict)
+    nfe: int = 0
+    seconds: float = 0.0
 
     @property
     def pixels(self) -> np.ndarray:

@@ -86,29 +86,30 @@ class LoTTS:
         """
         arguments = {k: v for k, v in locals().items() if k != "self"}
         request = Request.build(self.backbone, self.verifier, self.source, **arguments)
-        with request.cost.clock():
-            candidates, heatmaps = self.candidates(request)
-            masks = quality_mask(heatmaps["P"], mask_ratio)
-            refined = request.refine(candidates, masks)
-            images = request.pictures([candidate.result for candidate in candidates])
-            return request.verified(request.pool("candidate", images, candidates, heatmaps, masks, refined))
+        candidates, heatmaps = self.candidates(request)
+        masks = quality_mask(heatmaps["P"], mask_ratio)
+        refined = request.refine(candidates, masks)
+        images = request.pictures([candidate.result for candidate in candidates])
+        return request.verified(request.pool("candidate", images, candidates, heatmaps, masks, refined))
 
     def candidates(self, request: Request) -> tuple[list[Trajectory], Heatmaps]:
         """Noise initiation and defect localisation: one denoised candidate a seed, and its heatmaps [B, h, w]."""
         done: list[Trajectory] = []
         maps: list[Heatmaps] = []
         for seeds in request.batches(request.seeds):
-            with request.watch(len(seeds)) as watch:
-                batch = denoise(
-                    self.backbone,
-                    request.text,
-                    seeds,
-                    request.size,
-                    request.steps,
-                    watch=watch.step,
-                    on_step=request.on_step("candidate"),
-                )
-                maps.append(watch.maps(functools.partial(_latents_at, batch)))
+            with request.watch(seeds) as watch:
+                with request.meter.stage("denoise"):
+                    batch = denoise(
+                        self.backbone,
+                        request.text,
+                        seeds,
+                        request.size,
+                        request.steps,
+                        watch=watch.step,
+                        on_step=request.on_step("candidate"),
+                    )
+                with request.meter.stage("localise"):
+                    maps.append(watch.maps(functools.partial(_latents_at, batch)))
             request.charge(len(seeds), request.steps, watch.rows)
             done += batch
         return done, {name: torch.cat([m[name] for m in maps]) for name in maps[0]}

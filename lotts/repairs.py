@@ -95,17 +95,17 @@ def repair(
         callback_on_step_end=callback_on_step_end,
         output_type=output_type,
     )
-    with request.cost.clock():
-        request.cost.vae_encodes += 1
+    request.cost.vae_encodes += 1
+    with request.meter.stage("encode"):
         latents = backbone.encode_image(Image.fromarray(np.rint(picture * 255).astype(np.uint8)))
-        original = Trajectory(request.seeds[0], [*[None] * num_inference_steps, latents[0]])
-        heatmaps: Heatmaps = {}
-        if region is None:
-            heatmaps = _localise(request, latents)
-            region = quality_mask(heatmaps["P"], mask_ratio)
-        masks = region.to(latents.device)
-        refined = request.refine([original], masks)
-        return request.verified(request.pool("original", [picture], [original], heatmaps, masks, refined))
+    original = Trajectory(request.seeds[0], [*[None] * num_inference_steps, latents[0]])
+    heatmaps: Heatmaps = {}
+    if region is None:
+        heatmaps = _localise(request, latents)
+        region = quality_mask(heatmaps["P"], mask_ratio)
+    masks = region.to(latents.device)
+    refined = request.refine([original], masks)
+    return request.verified(request.pool("original", [picture], [original], heatmaps, masks, refined))
 
 
 def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
@@ -115,7 +115,7 @@ def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
     def latents_at(step: int) -> torch.Tensor:
         return renoise(backbone, x0, step, [seed])
 
-    with request.watch(1) as watch:
+    with request.watch([seed]) as watch, request.meter.stage("localise"):
         for step in watch.steps():
             latents = latents_at(step)
             with watch.step(step, latents):

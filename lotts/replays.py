@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from lotts.manifest import Manifest, environment, manifest_path, png_bytes
 from lotts.output import LoTTSOutput
 from lotts.sources import MapSource
+from lotts.threads import cpu_threads
 from lotts.verifiers import Judge
 
 
@@ -93,7 +93,8 @@ def replay(
     if changes:
         told = ", ".join(f"{name} {then} then, {now} now" for name, (then, now) in changes.items())
         warnings.warn(f"pictures may differ from the recorded ones: {told}", stacklevel=2)
-    with _threads(manifest.environment.get("threads")):
+    threads = manifest.environment.get("threads")
+    with cpu_threads(threads if isinstance(threads, int) and threads > 0 else None):
         if manifest.repaired:
             output = _repair(manifest, folder, pipe, verifier, source, callback_on_step_end)
         else:
@@ -156,17 +157,6 @@ def _changes(manifest: Manifest, device: str) -> dict[str, tuple[Any, Any]]:
     now = {**environment(device), "threads": manifest.environment.get("threads")}
     then = manifest.environment
     return {name: (then.get(name), now[name]) for name in now if then.get(name) not in (None, now[name])}
-
-
-@contextmanager
-def _threads(count: Any) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        if isinstance(count, int) and count > 0:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _differences(manifest: Manifest, folder: Path, output: LoTTSOutput) -> list[Difference]:

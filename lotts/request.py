@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from lotts.backbones import Backbone, Conditioning
 from lotts.cost import Cost
 from lotts.localize import check_ratio
+from lotts.meter import Meter
 from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index
 from lotts.paste import paste
 from lotts.resample import OnStep, ResampleConfig, Trajectory, grow, refine
@@ -40,7 +41,8 @@ class Request:
     output_type: str
     settings: dict[str, Any]
     text: Conditioning
-    cost: Cost = field(default_factory=Cost)
+    cost: Cost
+    meter: Meter
 
     @classmethod
     def build(
@@ -88,6 +90,11 @@ class Request:
         if guidance_scale is None:
             guidance_scale = backbone.default_guidance_scale
         seeds = seeds_from(generator, num_candidates)
+        cost = Cost()
+        meter = Meter(cost, backbone.device)
+        with meter.stage("text"):
+            text = backbone.encode_prompt(prompt, negative_prompt, guidance_scale, true_cfg_scale)
+        cost.text_encodes += 1 + text.guided
         settings = {
             "num_candidates": num_candidates,
             "num_refinements": num_refinements,
@@ -120,9 +127,10 @@ class Request:
             callback_on_step_end,
             output_type,
             settings,
-            backbone.encode_prompt(prompt, negative_prompt, guidance_scale, true_cfg_scale),
+            text,
+            cost,
+            meter,
         )
-        request.cost.text_encodes += 1 + request.text.guided
         backbone.restart(num_inference_steps, 0, size)
         return request
 
@@ -139,9 +147,11 @@ class Request:
         for start in range(0, len(items), self.batch_size):
             yield list(items[start : start + self.batch_size])
 
-    def watch(self, batch: int) -> Watch:
-        self.cost.text_encodes += 2
-        return self.source.watch(self.backbone, self.prompt, batch, self.size, self.steps, self.text)
+    def watch(self, seeds: Sequence[int]) -> Watch:
+        """The map source's watch on a batch of samples, one seed each."""
+        self.cost.text_encodes += self.source.text_encodes
+        with self.meter.stage("text"):
+            return self.source.watch(self.backbone, self.prompt, seeds, self.size, self.steps, self.text)
 
     def on_step(self, stage: str) -> OnStep | None:
         """The user's diffusers callback as a hook of the sampling loop."""
@@ -163,16 +173,17 @@ class Request:
         out: list[tuple[int, int, Trajectory]] = []
         for batch in self.batches(jobs):
             parents = [parent for parent, _ in batch]
-            refined = refine(
-                self.backbone,
-                self.text,
-                [candidates[parent] for parent in parents],
-                masks[parents],
-                [k for _, k in batch],
-                self.resample,
-                self.steps,
-                on_step=self.on_step("refinement"),
-            )
+            with self.meter.stage("refine"):
+                refined = refine(
+                    self.backbone,
+                    self.text,
+                    [candidates[parent] for parent in parents],
+                    masks[parents],
+                    [k for _, k in batch],
+                    self.resample,
+                    self.steps,
+                    on_step=self.on_step("refinement"),
+                )
             self.charge(len(batch), self.steps - self.resample.noise_step)
             out += [(parent, k, trajectory) for (parent, k), trajectory in zip(batch, refined, strict=True)]
         return out
@@ -180,7 +191,8 @@ class Request:
     def pictures(self, latents: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """Decode latents [C, h, w], ``batch_size`` at a time."""
         self.cost.vae_decodes += len(latents)
-        return [image for batch in self.batches(latents) for image in self.backbone.decode(torch.stack(batch))]
+        with self.meter.stage("decode"):
+            return [image for batch in self.batches(latents) for image in self.backbone.decode(torch.stack(batch))]
 
     def pool(
         self,
@@ -207,11 +219,18 @@ class Request:
 
     def verified(self, samples: list[Sample]) -> LoTTSOutput:
         """Verifier scoring: judge the pool, then bring the pictures into the form the caller asked for."""
-        scores = score(self.verifier, [s.image for s in samples], [self.prompt] * len(samples), self.backbone.device)
-        self.cost.verifier_calls += len(samples)
+        scores = self.judge([sample.image for sample in samples])
+        cost = self.meter.read()
         for sample, value in zip(samples, scores, strict=True):
             sample.score, sample.image = value, as_output_type(sample.image, self.output_type)
-        return LoTTSOutput(self.prompt, samples, best_index(samples), self.cost, self.settings)
+            sample.nfe, sample.seconds = cost.nfe, cost.seconds
+        return LoTTSOutput(self.prompt, samples, best_index(samples), cost, self.settings)
+
+    def judge(self, images: Sequence[np.ndarray]) -> list[float]:
+        """The verifier's scores of pictures."""
+        self.cost.verifier_calls += len(images)
+        with self.meter.stage("verify"):
+            return score(self.verifier, images, [self.prompt] * len(images), self.backbone.device)
 
 
 def check_prompt(prompt: str, verifier: Judge) -> None:

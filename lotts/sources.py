@@ -6,10 +6,10 @@ prediction of step i; afterwards ``watch.maps(latents_at)`` gives the heatmaps, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -34,18 +34,26 @@ class Watch(Protocol):
 
 
 class MapSource(Protocol):
-    """Anything that finds defects: ``watch`` starts to observe B candidates of one prompt on latents of ``size``.
+    """Anything that finds defects: ``watch`` starts to observe B samples of one prompt on latents of ``size``.
 
-    ``text`` is what one candidate is conditioned on, its guidance included. ``rows`` tells the network rows that it will
-    spend on one candidate beyond the candidate's own.
+    ``seeds`` tells them apart, one each, whatever batch they are in. ``text`` is what one of them is conditioned on, its
+    guidance included. ``rows`` tells the network rows that it will spend on one sample beyond the sample's own,
+    ``text_encodes`` the texts that a watch encodes.
     """
 
     name: str
+    text_encodes: int
 
     def rows(self, steps: int) -> int: ...
 
     def watch(
-        self, backbone: Backbone, prompt: str, batch: int, size: tuple[int, int], steps: int, text: Conditioning
+        self,
+        backbone: Backbone,
+        prompt: str,
+        seeds: Sequence[int],
+        size: tuple[int, int],
+        steps: int,
+        text: Conditioning,
     ) -> Watch: ...
 
 
@@ -60,7 +68,7 @@ class AttentionSource:
             prompt then steers what the network computes, from its first layer to the last.
     """
 
-    name = "attention"
+    name, text_encodes = "attention", 2
 
     def __init__(self, config: LocalizeConfig | None = None, *, contrast: str = "probes") -> None:
         if contrast not in ("probes", "batch"):
@@ -70,9 +78,9 @@ class AttentionSource:
     def rows(self, steps: int) -> int:
         return 2 * len(self.config.step_range("cross_steps", steps)) if self.contrast == "batch" else 0
 
-    def watch(self, backbone, prompt, batch, size, steps, text) -> AttentionWatch:
+    def watch(self, backbone, prompt, seeds, size, steps, text) -> AttentionWatch:
         kind = AttentionWatch if self.contrast == "probes" else BatchAttentionWatch
-        return kind(self.config, backbone, prompt, batch, size, steps, text)
+        return kind(self.config, backbone, prompt, len(seeds), size, steps, text)
 
 
 class AttentionWatch:
@@ -103,17 +111,15 @@ class AttentionWatch:
                 self.backbone.embed([template.format(p=prompt)]).tokens,
                 self.backbone.content_weights([prompt], template=template).to(self.backbone.device),
             )
-            for name, template in (("positive", QUALITY_POSITIVE), ("negative", QUALITY_NEGATIVE))
+            for name, template in (("positive", self.config.positive), ("negative", self.config.negative))
         }
 
     def __enter__(self) -> AttentionWatch:
         self.recorder.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.recorder.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self.recorder.__exit__(*error)
 
     def steps(self) -> list[int]:
         """The steps worth showing to this watch where no run does: the ends and the middle of both windows."""
@@ -124,7 +130,7 @@ class AttentionWatch:
         recorder = self.recorder
         recorder.record_cross = index in self.cross
         # A refinement may begin after the steps in which there was something to read.
-        recorder.record_self = index in self.self_ and self._seen
+        recorder.record_self = self.config.propagate and index in self.self_ and self._seen
         if recorder.record_self and recorder.columns is None:
             original, diff = self._contrasted()
             recorder.columns = torch.stack([original, diff], dim=1)
@@ -137,15 +143,11 @@ class AttentionWatch:
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
         original, diff = self._contrasted()
-        spread = self.recorder.self_maps()
-        propagated_original, propagated_diff = spread[:, 0], spread[:, 1]
-        return {
-            "CA_orig": original,
-            "CA_diff": diff,
-            "CA'_orig": propagated_original,
-            "CA'_diff": propagated_diff,
-            "P": reweight(propagated_diff, propagated_original, self.config),
-        }
+        found = {"CA_orig": original, "CA_diff": diff}
+        if self.config.propagate:
+            original, diff = self.recorder.self_maps().unbind(1)
+            found |= {"CA'_orig": original, "CA'_diff": diff}
+        return {**found, "P": reweight(diff, original, self.config)}
 
     def _contrasted(self) -> tuple[torch.Tensor, torch.Tensor]:
         original, positive, negative = self._masses()
@@ -164,7 +166,7 @@ class BatchAttentionWatch(AttentionWatch):
         from lotts.capture import AttentionRecorder
 
         super().__init__(config, backbone, prompt, batch, size, steps, text)
-        templates = (QUALITY_POSITIVE, QUALITY_NEGATIVE)
+        templates = (config.positive, config.negative)
         weight = torch.cat([backbone.content_weights([prompt], template=t).expand(batch, -1) for t in templates])
         prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
         self.quality = AttentionRecorder(
@@ -207,7 +209,7 @@ class PredictionSource:
         levels: shares of the sampler's steps, counted from pure noise, at which the candidate is looked at.
     """
 
-    name = "prediction"
+    name, text_encodes = "prediction", 2
 
     def __init__(self, levels: tuple[float, ...] = (0.2, 0.35)) -> None:
         if not levels or not all(0 <= level < 1 for level in levels):
@@ -217,8 +219,8 @@ class PredictionSource:
     def rows(self, steps: int) -> int:
         return 2 * len(self._steps(steps))
 
-    def watch(self, backbone, prompt, batch, size, steps, text) -> PredictionWatch:
-        return PredictionWatch(backbone, prompt, batch, self._steps(steps), text)
+    def watch(self, backbone, prompt, seeds, size, steps, text) -> PredictionWatch:
+        return PredictionWatch(backbone, prompt, len(seeds), self._steps(steps), text)
 
     def _steps(self, steps: int) -> list[int]:
         return sorted({int(level * steps) for level in self.levels})
@@ -253,7 +255,14 @@ class PredictionWatch:
         return {"P": total / len(self._steps)}
 
 
-SOURCES: dict[str, type] = {"attention": AttentionSource, "prediction": PredictionSource}
+#: A name and what makes the source: a class, or "module:attribute" of one that is only needed when it is asked for.
+SOURCES: dict[str, type | str] = {
+    "attention": AttentionSource,
+    "prediction": PredictionSource,
+    "random": "lotts.controls:RandomSource",
+    "defects": "lotts.controls:DefectsSource",
+    "foreground": "lotts.controls:ForegroundSource",
+}
 
 
 def map_source(source: str | MapSource) -> MapSource:
@@ -263,7 +272,11 @@ def map_source(source: str | MapSource) -> MapSource:
             raise ValueError(
                 f"expected a map source out of {', '.join(SOURCES)} or an object with watch(), got {source!r}"
             )
-        return SOURCES[source]()
+        found = SOURCES[source]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        return found()
     if not hasattr(source, "watch"):
         raise TypeError(f"expected a map source with a watch() method, got {type(source).__name__}")
     return source

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,17 +21,30 @@ from lotts.search.pool import Pool
 from lotts.sources import MapSource
 from lotts.verifiers import Judge
 
-__all__ = ["METHODS", "Budget", "run"]
+__all__ = ["METHODS", "Budget", "Method", "check_comparable", "run"]
 
-#: name -> (method, whether it looks for defects)
-METHODS: dict[str, tuple[Callable[..., LoTTSOutput], bool]] = {
-    "resampling": (resampling, False),
-    "best_of_n": (best_of_n, False),
-    "zero_order": (zero_order, False),
-    "particle": (particle, False),
-    "lotts": (lotts, True),
-    "lotts_chain": (lotts_chain, True),
-    "lotts_adaptive": (lotts_adaptive, True),
+
+class Method(NamedTuple):
+    """A search: its function, whether it looks for defects, and whether it returns the best by the verifier."""
+
+    search: Callable[..., LoTTSOutput]
+    localises: bool = False
+    keeps_best: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its own arguments and their defaults."""
+        return {name: p.default for name, p in inspect.signature(self.search).parameters.items() if name != "pool"}
+
+
+METHODS: dict[str, Method] = {
+    "resampling": Method(resampling, keeps_best=False),
+    "best_of_n": Method(best_of_n),
+    "zero_order": Method(zero_order),
+    "particle": Method(particle),
+    "lotts": Method(lotts, localises=True),
+    "lotts_chain": Method(lotts_chain, localises=True),
+    "lotts_adaptive": Method(lotts_adaptive, localises=True),
 }
 
 
@@ -75,14 +89,9 @@ def run(
     if method not in METHODS:
         raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    spend, localises = METHODS[method]
+    chosen = METHODS[method]
     backbone, judge = backbone_for(pipe), load(verifier)
-    if getattr(judge, "relative", False):
-        told = getattr(judge, "name", judge)
-        raise ValueError(
-            f"expected a verifier whose scores compare between calls, got {told}: a search scores pictures as they come, and "
-            "an ensemble's scores only say where one stands among those scored with it"
-        )
+    check_comparable(judge)
     request = Request.build(
         backbone,
         judge,
@@ -100,9 +109,19 @@ def run(
         callback_on_step_end=callback_on_step_end,
         output_type=output_type,
     )
-    pool = Pool(request, budget, localises)
+    pool = Pool(request, budget, chosen.localises)
     if not pool.affords(num_inference_steps):
         raise ValueError(
             f"expected a budget for one picture at least ({pool.rows(num_inference_steps)} network rows), got {budget}"
         )
-    return spend(pool, **options)
+    return chosen.search(pool, **options)
+
+
+def check_comparable(verifier: Judge) -> None:
+    """ValueError for a verifier whose scores only say where a picture stands among those scored with it."""
+    if getattr(verifier, "relative", False):
+        told = getattr(verifier, "name", verifier)
+        raise ValueError(
+            f"expected a verifier whose scores compare between calls, got {told}: a search scores pictures as they come, and "
+            "an ensemble's scores only say where one stands among those scored with it"
+        )

@@ -110,7 +110,8 @@ def particle(
     keys = torch.tensor([derive_seed(seed, "particle") for seed in seeds], device=latents.device)
     backbone.restart(steps, 0, request.size)
     for step in range(steps):
-        latents, clean = _advance(pool, latents, step, keys, step in looks)
+        with request.meter.stage("denoise"):
+            latents, clean = _advance(pool, latents, step, keys, step in looks)
         history.append(latents)
         if step not in looks:
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from lotts.request import Request
 from lotts.resample import ResampleConfig, Trajectory, denoise, derive_seed, grow, refine, renoise
 from lotts.search.budget import Budget
 from lotts.sources import Heatmaps
-from lotts.verifiers import score
 
 
 @dataclass
@@ -32,6 +30,8 @@ class Drawn:
     refinement: int | None = None
     mask: torch.Tensor | None = None
     maps: Heatmaps | None = None
+    nfe: int = 0
+    seconds: float = 0.0
 
 
 class Pool:
@@ -45,7 +45,6 @@ class Pool:
         self.request, self.budget, self.localise = request, budget, localise
         self.drawn: list[Drawn] = []
         self._children: dict[int, int] = {}
-        self._began = time.perf_counter()
 
     def __len__(self) -> int:
         return len(self.drawn)
@@ -72,8 +71,7 @@ class Pool:
     def affords(self, steps: int) -> int:
         """How many more samples of so many steps fit in the budget."""
         height, width = self.request.size
-        self.request.cost.seconds = time.perf_counter() - self._began
-        return self.budget.affords(self.request.cost, len(self), rows=self.rows(steps), cells=height * width)
+        return self.budget.affords(self.request.meter.read(), len(self), rows=self.rows(steps), cells=height * width)
 
     # --- drawing
 
@@ -90,18 +88,19 @@ class Pool:
                 break
             seeds = [self.seed(len(self) + k) for k in range(len(batch))]
             start = None if latents is None else torch.stack([latents[i] for i in batch])
-            with request.watch(len(batch)) if self.localise else _Unwatched() as watch:
-                done = denoise(
-                    request.backbone,
-                    request.text,
-                    seeds,
-                    request.size,
-                    request.steps,
-                    latents=start,
-                    watch=watch.step if self.localise else None,
-                    on_step=request.on_step("candidate"),
-                )
-                maps = watch.maps(functools.partial(_latents_at, request, done)) if self.localise else None
+            with request.watch(seeds) if self.localise else _Unwatched() as watch:
+                with request.meter.stage("denoise"):
+                    done = denoise(
+                        request.backbone,
+                        request.text,
+                        seeds,
+                        request.size,
+                        request.steps,
+                        latents=start,
+                        watch=watch.step if self.localise else None,
+                        on_step=request.on_step("candidate"),
+                    )
+                maps = self._maps_of(watch, done) if self.localise else None
             request.charge(len(batch), request.steps, watch.rows)
             out += self._keep("candidate", done, [None] * len(done), [None] * len(done), maps)
         return out
@@ -117,18 +116,20 @@ class Pool:
             chosen = [parents[i] for i in batch]
             numbers = [self._number(parent) for parent in chosen]
             befores = [self.drawn[parent].trajectory for parent in chosen]
-            with request.watch(len(batch)) if self.localise else _Unwatched() as watch:
-                refined = refine(
-                    request.backbone,
-                    request.text,
-                    [Trajectory(self._lineage_seed(p), t.latents) for p, t in zip(chosen, befores, strict=True)],
-                    masks[batch],
-                    numbers,
-                    config,
-                    request.steps,
-                    watch=watch.step if self.localise else None,
-                    on_step=request.on_step("refinement"),
-                )
+            seeds = [self._refined_seed(parent, number) for parent, number in zip(chosen, numbers, strict=True)]
+            with request.watch(seeds) if self.localise else _Unwatched() as watch:
+                with request.meter.stage("refine"):
+                    refined = refine(
+                        request.backbone,
+                        request.text,
+                        [Trajectory(self._lineage_seed(p), t.latents) for p, t in zip(chosen, befores, strict=True)],
+                        masks[batch],
+                        numbers,
+                        config,
+                        request.steps,
+                        watch=watch.step if self.localise else None,
+                        on_step=request.on_step("refinement"),
+                    )
                 # Before it began its past is its parent's: that is what a refinement of it replays.
                 done = [
                     Trajectory(before.seed, [*before.latents[: config.noise_step], *after.latents[config.noise_step :]])
@@ -155,7 +156,6 @@ class Pool:
     def output(self, best: int | None = None, **settings: Any) -> LoTTSOutput:
         """The pool as a run's output; ``best`` where it is not the verifier's choice."""
         request = self.request
-        request.cost.seconds = time.perf_counter() - self._began
         samples = [
             Sample(
                 as_output_type(drawn.image, request.output_type),
@@ -166,42 +166,45 @@ class Pool:
                 drawn.refinement,
                 None if drawn.mask is None else drawn.mask.cpu(),
                 {name: maps.cpu() for name, maps in (drawn.maps or {}).items()},
+                drawn.nfe,
+                drawn.seconds,
             )
             for drawn in self.drawn
         ]
         chosen = self.best if best is None else best
-        return LoTTSOutput(request.prompt, samples, chosen, request.cost, {**request.settings, **settings})
+        return LoTTSOutput(request.prompt, samples, chosen, request.meter.read(), {**request.settings, **settings})
 
     def add(
         self, kind: str, trajectories: list[Trajectory], images: list[np.ndarray], scores: list[float]
     ) -> list[int]:
         """Samples that a search made by itself, already judged."""
-        first = len(self)
+        first, cost = len(self), self.request.meter.read()
         for trajectory, image, value in zip(trajectories, images, scores, strict=True):
-            self.drawn.append(Drawn(trajectory, image, value, kind))
+            self.drawn.append(Drawn(trajectory, image, value, kind, nfe=cost.nfe, seconds=cost.seconds))
         return list(range(first, len(self)))
 
     def judge(self, latents: Sequence[torch.Tensor]) -> tuple[list[np.ndarray], list[float]]:
         """Decode latents [C, h, w] and score the pictures."""
-        request = self.request
-        images = request.pictures(latents)
-        request.cost.verifier_calls += len(images)
-        return images, score(request.verifier, images, [request.prompt] * len(images), request.backbone.device)
+        images = self.request.pictures(latents)
+        return images, self.request.judge(images)
 
     def _keep(self, kind, trajectories, parents, numbers, maps, masks=None) -> list[int]:
-        images, scores = self.judge([t.result for t in trajectories])
-        first = len(self)
-        for i, trajectory in enumerate(trajectories):
-            own = None if maps is None else {name: values[i] for name, values in maps.items()}
-            mask = None if masks is None else masks[i]
-            self.drawn.append(Drawn(trajectory, images[i], scores[i], kind, parents[i], numbers[i], mask, own))
-        return list(range(first, len(self)))
+        indices = self.add(kind, trajectories, *self.judge([t.result for t in trajectories]))
+        for i, index in enumerate(indices):
+            drawn = self.drawn[index]
+            drawn.parent, drawn.refinement = parents[i], numbers[i]
+            drawn.mask = None if masks is None else masks[i]
+            drawn.maps = None if maps is None else {name: values[i] for name, values in maps.items()}
+        return indices
 
-    def _maps_of(self, watch: Any, done: list[Trajectory], parents: list[int]) -> Heatmaps:
-        """Heatmaps of refinements; those of the parents where too few steps were left to see anything."""
+    def _maps_of(self, watch: Any, done: list[Trajectory], parents: Sequence[int] = ()) -> Heatmaps:
+        """Heatmaps of a batch; those of its parents where too few steps were left to see anything."""
         try:
-            return watch.maps(functools.partial(_latents_at, self.request, done))
+            with self.request.meter.stage("localise"):
+                return watch.maps(functools.partial(_latents_at, self.request, done))
         except RuntimeError:
+            if not parents:
+                raise
             inherited = [self.drawn[parent].maps or {} for parent in parents]
             return {name: torch.stack([maps[name] for maps in inherited]) for name in inherited[0]}
 
@@ -216,7 +219,10 @@ class Pool:
         drawn = self.drawn[index]
         if drawn.parent is None:
             return drawn.trajectory.seed
-        return derive_seed(self._lineage_seed(drawn.parent), "refined", drawn.refinement or 0)
+        return self._refined_seed(drawn.parent, drawn.refinement or 0)
+
+    def _refined_seed(self, parent: int, number: int) -> int:
+        return derive_seed(self._lineage_seed(parent), "refined", number)
 
 
 class _Unwatched:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -18,12 +19,15 @@ R = TypeVar("R")
 
 def held_out_scenes(count: int, seed: int) -> list[tuple[Scene, str]]:
     """Scenes no model was trained on, with their captions, numbers of objects in turn."""
-    out = []
-    for index in range(count):
+    return list(itertools.islice(every_held_out_scene(seed), count))
+
+
+def every_held_out_scene(seed: int, low: int = MIN_OBJECTS, high: int = MAX_OBJECTS) -> Iterator[tuple[Scene, str]]:
+    """Without end: scenes of ``low`` to ``high`` objects that no model was trained on, with their captions."""
+    for index in itertools.count():
         rng = np.random.default_rng([seed, index])
-        scene = sample_scene(rng, MIN_OBJECTS + index % (MAX_OBJECTS - MIN_OBJECTS + 1), held_out=True)
-        out.append((scene, caption(scene, rng)))
-    return out
+        scene = sample_scene(rng, low + index % (high - low + 1), held_out=True)
+        yield scene, caption(scene, rng)
 
 
 def sample_images(

@@ -8,6 +8,7 @@ from PIL import Image
 
 import lotts
 from lotts import cli, models, verifiers
+from lotts.cli import scores
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_wrong_command_line_shows_usage(arguments, capsys):
     assert "usage: lotts" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["generate", "repair", "replay", "score", "doctor"])
+@pytest.mark.parametrize("command", ["generate", "repair", "replay", "score", "compare", "ablate", "sweep", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])
@@ -146,6 +147,6 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     def interrupt(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupt)
+    monkeypatch.setattr(scores, "_doctor", interrupt)
     assert cli.main(["doctor"]) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,170 @@
+"""``lotts generate``, ``repair`` and ``replay``: making pictures."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lotts.cli.arguments import STYLE, add, add_method, add_run, model_settings
+
+if TYPE_CHECKING:
+    from lotts.output import LoTTSOutput
+
+GENERATE = """\
+examples:
+  lotts generate "a red circle left of a blue star"
+  lotts generate "a red ring, a pink cross in a row" --candidates 5 --refinements 4 --mask-ratio 0.3 --seed 7
+  lotts generate "scattered: a red circle, a blue star" --source prediction --pixel-paste --out stars
+
+The verifier judges every picture: 3 candidates with 2 refinements each make a pool of 9. best.png is the winner,
+report.png shows the whole run, manifest.json lets `lotts replay` make it again.
+"""
+REPAIR = """\
+examples:
+  lotts repair out/samples/00-candidate-seed0.png "a red circle left of a blue star"
+  lotts repair picture.png "a green heart above a black ring" --mask here.png --refinements 8
+
+Without --mask the weak region is found; with it, what is white in the mask is resampled. The given picture stays in
+the pool: if no refinement scores higher, it comes back unchanged.
+"""
+REPLAY = """\
+examples:
+  lotts replay out
+  lotts replay out/manifest.json --out again
+
+Exits with 0 when every picture is the recorded one bit for bit, and with 1 when any differs. Bits are the same on
+the same versions, processor and number of threads.
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """``commands`` is what ``add_subparsers`` returned."""
+    generate = commands.add_parser("generate", help="make a picture of a prompt", epilog=GENERATE, **STYLE)
+    generate.set_defaults(run=_generate)
+    generate.add_argument("prompt", metavar="PROMPT", help="what to draw")
+    add(generate, "--candidates", int, 3, "N", "whole pictures, one a seed")
+    add_method(generate, refinements=2, background="replay", paste=False)
+    add(generate, "--height", int, None, "PX", "height in pixels (default: the model's)")
+    add(generate, "--width", int, None, "PX", "width in pixels (default: the model's)")
+    add_run(generate)
+
+    repair = commands.add_parser("repair", help="improve a picture that exists", epilog=REPAIR, **STYLE)
+    repair.set_defaults(run=_repair)
+    repair.add_argument("image", metavar="IMAGE", help="the picture")
+    repair.add_argument("prompt", metavar="PROMPT", help="what it shows")
+    add(repair, "--mask", str, None, "MASK", "where to resample, white on black, as large as the picture")
+    add_method(repair, refinements=4, background="fixed", paste=True)
+    add_run(repair)
+
+    replay = commands.add_parser("replay", help="make a recorded run again and compare", epilog=REPLAY, **STYLE)
+    replay.set_defaults(run=_replay)
+    replay.add_argument("manifest", metavar="MANIFEST", help="a manifest.json, or the folder it lies in")
+    add(replay, "--out", str, None, "DIR", "also write the new run's files here")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from lotts.pipeline import LoTTS
+
+    pipe, settings, context = _prepare(args)
+    lotts = LoTTS(pipe, settings.pop("verifier"), source=settings.pop("source"))
+    settings.update(num_candidates=args.candidates, height=args.height, width=args.width)
+    with _progress(args, args.candidates, settings) as tick:
+        output = lotts(args.prompt, callback_on_step_end=tick, **settings)
+    return _finish(output, args.out, context)
+
+
+def _repair(args: argparse.Namespace) -> int:
+    from lotts.repairs import repair
+
+    pipe, settings, context = _prepare(args)
+    with _progress(args, 0, settings) as tick:
+        output = repair(pipe, args.image, args.prompt, args.mask, callback_on_step_end=tick, **settings)
+    return _finish(output, args.out, context)
+
+
+def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The pipeline, the arguments that ``LoTTS`` and ``repair`` share, and what the manifest is to say of both."""
+    import torch
+
+    from lotts.models import dtype_name, load_pipeline
+
+    settings = model_settings(args)
+    pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype)
+    settings |= {
+        "source": args.source,
+        "num_refinements": args.refinements,
+        "mask_ratio": args.mask_ratio,
+        "noise_step": args.noise_step,
+        "background": args.background,
+        "global_steps": args.global_steps,
+        "generator": torch.Generator().manual_seed(args.seed),
+        "pixel_paste": args.pixel_paste,
+    }
+    context = {
+        "model": args.model,
+        "verifier": settings["verifier"],
+        "dtype": dtype_name(pipe.dtype),
+        "device": pipe.device,
+    }
+    return pipe, settings, context
+
+
+@contextmanager
+def _progress(args: argparse.Namespace, candidates: int, settings: dict[str, Any]):
+    """A bar over all denoising steps, as a diffusers callback; silent where stderr is no terminal."""
+    from tqdm import tqdm
+
+    steps = settings["num_inference_steps"]
+    start = steps // 2 if args.noise_step is None else args.noise_step
+    size = max(1, args.batch_size)
+    refinements = max(1, candidates) * args.refinements
+    total = -(-candidates // size) * steps + -(-refinements // size) * (steps - start)
+    with tqdm(total=max(0, total), unit="step", leave=False, disable=None) as bar:
+
+        def tick(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            bar.set_description(kwargs.get("stage"), refresh=False)
+            bar.update()
+            return {}
+
+        yield tick
+
+
+def _finish(output: LoTTSOutput, folder: str, context: dict[str, Any]) -> int:
+    from lotts.report import save_output
+
+    written = save_output(output, folder, context)
+    print(summary(output))
+    print(f"{written}: best.png, report.png, manifest.json, samples")
+    return 0
+
+
+def summary(output: LoTTSOutput) -> str:
+    """A table of the pool and what came of it."""
+    lines = ["  #  score    sample"]
+    for index, sample in enumerate(output.samples):
+        name = f"refinement of {sample.parent}" if sample.kind == "refinement" else f"{sample.kind}, seed {sample.seed}"
+        mark = "  <- best" if index == output.best else ""
+        lines.append(f"{index:3}  {sample.score:<7.4g}  {name}{mark}")
+    first = "the original" if output.samples[0].kind == "original" else "the best candidate"
+    lines.append(f"{output.improvement:+.4g} over {first}, {output.cost.nfe} NFE, {output.cost.seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from lotts.manifest import CONTEXT
+    from lotts.replays import replay
+    from lotts.report import save_output
+
+    replayed = replay(args.manifest)
+    print(summary(replayed.output))
+    if args.out is not None:
+        context = {name: getattr(replayed.manifest, name) for name in CONTEXT}
+        print(f"{save_output(replayed.output, args.out, context)}: written")
+    if replayed.exact:
+        print(f"all {len(replayed.output.samples)} pictures are the recorded ones, bit for bit")
+        return 0
+    print(f"{len(replayed.differences)} of {len(replayed.output.samples)} pictures differ:")
+    for difference in replayed.differences:
+        print(f"  {difference}")
+    return 1

@@ -1,0 +1,153 @@
+"""What an item leaves on disk: a folder with the pictures it led with and item.json, which says everything else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lotts.compare.study import Item, Study
+from lotts.files import write_whole
+from lotts.manifest import png_bytes
+from lotts.output import LoTTSOutput, Sample
+from lotts.search import METHODS
+
+NAME, FORMAT = "item.json", 1
+UNFINISHED = ".unfinished-"
+COUNTS = ("nfe", "network_rows", "localization_rows", "tokens", "text_encodes", "vae_decodes", "verifier_calls")
+
+
+def folder_of(out: Path, item: Item) -> Path:
+    return out / "items" / item.variant.method / item.key
+
+
+def read_record(out: Path, item: Item) -> dict[str, Any] | None:
+    """What an item left, or None where it is not done."""
+    try:
+        record = json.loads((folder_of(out, item) / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if record.get("format") != FORMAT:
+        raise ValueError(f"expected an item of format {FORMAT} in {folder_of(out, item)}, got {record.get('format')}")
+    return record
+
+
+def write_record(
+    out: Path, study: Study, item: Item, output: LoTTSOutput, environment: dict[str, Any]
+) -> dict[str, Any]:
+    """Write an item's folder under another name, then rename it: it is whole or not there."""
+    points = leaders(output.samples, METHODS[item.variant.method].keeps_best)
+    pngs = {f"{point['sample']:03}.png": png_bytes(output.samples[point["sample"]].pixels) for point in points}
+    record = {
+        "format": FORMAT,
+        "prompt": asdict(item.prompt),
+        "seed": item.seed,
+        "budget": item.budget,
+        "model": study.model,
+        "verifier": study.verifier,
+        "versions": study.versions,
+        **item.variant.spec(),
+        "settings": output.settings,
+        "environment": environment,
+        "best": output.best,
+        "points": points,
+        "samples": [
+            {name: getattr(sample, name) for name in ("kind", "seed", "parent", "refinement", "score", "nfe")}
+            for sample in output.samples
+        ],
+        "cost": {name: getattr(output.cost, name) for name in COUNTS},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in pngs.items()},
+        "metrics": {},
+        "timings": {
+            "seconds": output.cost.seconds,
+            "stages": output.cost.stages,
+            "peak_bytes": output.cost.peak_bytes,
+            "at": [output.samples[point["samples"] - 1].seconds for point in points],
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+        },
+    }
+    target = folder_of(out, item)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
+    try:
+        for name, data in pngs.items():
+            (temporary / name).write_bytes(data)
+        (temporary / NAME).write_text(_text(record), encoding="utf-8")
+        os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return record
+
+
+def sweep_up(out: Path) -> None:
+    """Remove what killed processes left half written."""
+    for left in (out / "items").glob(f"*/{UNFINISHED}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def write_metrics(out: Path, item: Item, record: dict[str, Any], metrics: dict[str, dict[str, list[float]]]) -> None:
+    """Add what held-out metrics said of the pictures that an item led with."""
+    record["metrics"] |= metrics
+    write_whole(folder_of(out, item) / NAME, _text(record).encode())
+
+
+def pixels_of(out: Path, item: Item, sample: int) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture that an item led with."""
+    with Image.open(folder_of(out, item) / f"{sample:03}.png") as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def leaders(samples: list[Sample], keeps_best: bool) -> list[dict[str, int]]:
+    """What a search would have returned, had it ended earlier: ``sample`` after ``samples`` of them at ``nfe`` rows.
+
+    Samples that were judged together count together.
+    """
+    points, best = [], 0
+    for index, sample in enumerate(samples):
+        if not keeps_best or sample.score > samples[best].score:
+            best = index
+        if index + 1 == len(samples) or samples[index + 1].nfe != sample.nfe:
+            points.append({"samples": index + 1, "nfe": sample.nfe, "sample": best})
+    return points
+
+
+def write_failure(out: Path, item: Item, error: Exception) -> None:
+    """Say why an item was not made; the next run tries it again."""
+    text = _text(
+        {
+            "prompt": item.prompt.text,
+            "variant": item.variant.name,
+            "budget": item.budget,
+            "seed": item.seed,
+            "error": f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exception(error),
+        }
+    )
+    path = failure_of(out, item)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text.encode())
+
+
+def read_failure(out: Path, item: Item) -> str | None:
+    """What went wrong with an item, None if nothing did."""
+    path = failure_of(out, item)
+    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else None
+
+
+def failure_of(out: Path, item: Item) -> Path:
+    return out / "failures" / f"{item.key}.json"
+
+
+def _text(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False, default=list) + "\n"

@@ -1,0 +1,130 @@
+"""Making the items of a study, one after the other in this process."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lotts import models, search
+from lotts.compare.judges import load_metric
+from lotts.compare.records import (
+    failure_of,
+    pixels_of,
+    read_record,
+    write_failure,
+    write_metrics,
+    write_record,
+)
+from lotts.compare.study import Item, Study
+from lotts.localize import LocalizeConfig
+from lotts.manifest import environment
+from lotts.sources import AttentionSource, MapSource
+from lotts.threads import cpu_threads
+from lotts.verifiers import load
+
+
+class Runner:
+    """Holds the pipeline, the verifier and the metrics of a study, and makes items with them.
+
+    Raises:
+        ValueError, FileNotFoundError: the device, a verifier or a metric is not there.
+    """
+
+    def __init__(self, study: Study, out: Path) -> None:
+        self.study, self.out = study, out
+        device = models.check_device(study.device)
+        self.verifier: Any = load(study.verifier)
+        self.metrics = {name: load_metric(name, device) for name in study.metrics}
+
+    @functools.cached_property
+    def pipe(self) -> Any:
+        """Loaded when it is first needed: to check prompts, or to ask one more metric, it is not."""
+        return models.load_pipeline(self.study.model, device=self.study.device, dtype=self.study.dtype)
+
+    def check(self) -> None:
+        """ValueError for a verifier that no search takes, or a prompt that it or a metric does not: before any compute."""
+        search.check_comparable(self.verifier)
+        for prompt in self.study.prompts:
+            for judge in (self.verifier, *self.metrics.values()):
+                if hasattr(judge, "check_prompt"):
+                    judge.check_prompt(prompt.text)
+
+    def __call__(self, item: Item) -> bool:
+        """Make an item, or record why it was not made; returns whether it was."""
+        try:
+            with cpu_threads(self.study.threads):
+                record = read_record(self.out, item)
+                if record is None:
+                    record = self._search(item)
+                self._judge(item, record)
+        except Exception as error:
+            write_failure(self.out, item, error)
+            return False
+        failure_of(self.out, item).unlink(missing_ok=True)
+        return True
+
+    def _search(self, item: Item) -> dict[str, Any]:
+        variant = item.variant
+        output = search.run(
+            self.pipe,
+            item.prompt.text,
+            variant.method,
+            budget=item.budget,
+            verifier=self.verifier,
+            source=_source(variant.source, variant.localize),
+            generator=torch.Generator().manual_seed(item.first_seed),
+            **self.study.settings,
+            **variant.options,
+        )
+        return write_record(self.out, self.study, item, output, environment(str(self.pipe.device)))
+
+    def _judge(self, item: Item, record: dict[str, Any]) -> None:
+        """Ask the metrics that have not been asked of every picture that the item led with."""
+        if missing := [name for name in self.metrics if name not in record["metrics"]]:
+            chosen = sorted({point["sample"] for point in record["points"]})
+            pictures = {sample: pixels_of(self.out, item, sample) for sample in chosen}
+            said = {
+                name: {str(k): self.metrics[name](picture, item.prompt.text) for k, picture in pictures.items()}
+                for name in missing
+            }
+            write_metrics(self.out, item, record, said)
+
+
+def missing_items(study: Study, out: Path) -> list[Item]:
+    """What is still to be made, each once."""
+    left: dict[str, Item] = {}
+    for item in study.items():
+        if item.key not in left:
+            record = read_record(out, item)
+            if record is None or set(study.metrics) - set(record["metrics"]):
+                left[item.key] = item
+    return list(left.values())
+
+
+def run_here(runner: Runner, items: Iterable[Item]) -> int:
+    """Make items in this process; returns how many failed."""
+    items = list(items)
+    if any(read_record(runner.out, item) is None for item in items):
+        _ = runner.pipe  # a model that cannot be loaded is no failure of an item
+    return sum(not runner(item) for item in tqdm(items, unit="item", disable=None))
+
+
+def versions_of(model: str, verifier: str) -> dict[str, Any]:
+    """What tells one state of a model and of a verifier from another: a digest of embedded weights, a verifier's version."""
+    digest = None
+    if model in models.EMBEDDED:
+        whole = hashlib.sha256()
+        for path in sorted(models.EMBEDDED[model][0].rglob("*.safetensors")):
+            whole.update(path.read_bytes())
+        digest = whole.hexdigest()[:16]
+    return {"model": digest, "verifier": getattr(load(verifier), "version", None)}
+
+
+def _source(name: str, localize: dict[str, Any]) -> str | MapSource:
+    return AttentionSource(LocalizeConfig(**localize)) if localize else name

@@ -1,0 +1,128 @@
+"""Masks to compare a method's own with: chance, and what the exact checker of scenes knows.
+
+They are for studies: a random mask is the control that any localisation has to beat, the checker's masks are what a
+perfect one could do, and the checker only judges pictures of the embedded pipelines' scenes.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lotts.backbones import Backbone
+from lotts.resample import derive_seed
+from lotts.sources import Heatmaps, LatentsAt
+
+
+class ControlSource:
+    """A source that looks at nothing while a sample is denoised."""
+
+    name: str
+    text_encodes = 0
+
+    def rows(self, steps: int) -> int:
+        return 0
+
+    def watch(self, backbone, prompt, seeds, size, steps, text) -> ControlWatch:
+        return ControlWatch(self, backbone, prompt, list(seeds), size, steps)
+
+    def defects(self, watch: ControlWatch, latents_at: LatentsAt) -> torch.Tensor:
+        """The defect map, fp32 [B, h, w]."""
+        raise NotImplementedError
+
+
+class ControlWatch:
+    rows = 0
+
+    def __init__(
+        self,
+        source: ControlSource,
+        backbone: Backbone,
+        prompt: str,
+        seeds: list[int],
+        size: tuple[int, int],
+        steps: int,
+    ) -> None:
+        self.source, self.backbone, self.prompt = source, backbone, prompt
+        self.seeds, self.size, self.num_steps = seeds, size, steps
+
+    def __enter__(self) -> ControlWatch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def steps(self) -> list[int]:
+        return []
+
+    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def maps(self, latents_at: LatentsAt) -> Heatmaps:
+        return {"P": self.source.defects(self, latents_at)}
+
+
+class RandomSource(ControlSource):
+    """Smooth noise of a sample's own seed, so that a mask is a few blobs as a found one is."""
+
+    name = "random"
+
+    def defects(self, watch: ControlWatch, latents_at: LatentsAt) -> torch.Tensor:
+        noise = [
+            torch.rand(watch.size, generator=torch.Generator().manual_seed(derive_seed(seed, "random mask")))
+            for seed in watch.seeds
+        ]
+        return _smooth(torch.stack(noise)).to(watch.backbone.device)
+
+
+class CheckerSource(ControlSource):
+    """What the exact checker says of the decoded picture, spread a little, so that a larger mask grows around it."""
+
+    def pixels(self, image: np.ndarray, prompt: str) -> np.ndarray:
+        """bool [H, W] of what is sought in a picture uint8 [H, W, 3]."""
+        raise NotImplementedError
+
+    def watch(self, backbone, prompt, seeds, size, steps, text) -> ControlWatch:
+        from lotts.shapes.scenes import parse
+
+        parse(prompt)  # a ValueError now, not when the picture is done
+        return super().watch(backbone, prompt, seeds, size, steps, text)
+
+    def defects(self, watch: ControlWatch, latents_at: LatentsAt) -> torch.Tensor:
+        # What would enter the step after the last is the result.
+        images = np.rint(watch.backbone.decode(latents_at(watch.num_steps)) * 255).astype(np.uint8)
+        sought = torch.from_numpy(np.stack([self.pixels(image, watch.prompt) for image in images])).float()
+        cells = F.adaptive_avg_pool2d(sought[:, None], watch.size)[:, 0]
+        return (cells + 0.1 * _smooth(cells) + 0.01 * _smooth(_smooth(cells))).to(watch.backbone.device)
+
+
+class DefectsSource(CheckerSource):
+    """The true defects: damage, objects that are not right, stated places of missing ones, extra objects."""
+
+    name = "defects"
+
+    def pixels(self, image: np.ndarray, prompt: str) -> np.ndarray:
+        from lotts.shapes.checker import check
+        from lotts.shapes.scenes import parse
+
+        return check(image, parse(prompt)).defects
+
+
+class ForegroundSource(CheckerSource):
+    """Everything painted, right or wrong: what localisation is worth if it only finds the objects."""
+
+    name = "foreground"
+
+    def pixels(self, image: np.ndarray, prompt: str) -> np.ndarray:
+        from lotts.shapes.checker import check
+        from lotts.shapes.scenes import parse
+
+        return check(image, parse(prompt)).foreground
+
+
+def _smooth(maps: torch.Tensor) -> torch.Tensor:
+    """Mean over 5 x 5 cells of [B, h, w]."""
+    return F.avg_pool2d(maps[:, None], 5, 1, 2, count_include_pad=False)[:, 0]

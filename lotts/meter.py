@@ -1,0 +1,76 @@
+"""The clock and the memory gauge of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lotts.cost import STAGES, Cost
+
+
+class Meter:
+    """Writes the seconds and the peak memory since its making into a ``Cost``.
+
+    Peaks are counters of the process or of the device: of two meters at once the later one resets them.
+    """
+
+    def __init__(self, cost: Cost, device: torch.device) -> None:
+        self.cost, self.device = cost, device
+        self._memory = _DeviceMemory(device) if device.type == "cuda" else _ProcessMemory()
+        self._began = time.perf_counter()
+
+    def read(self) -> Cost:
+        """Bring ``seconds`` and ``peak_bytes`` up to date."""
+        self.cost.seconds = time.perf_counter() - self._began
+        self.cost.peak_bytes = self._memory.peak()
+        return self.cost
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Charge what runs inside to a stage, until the device is through with it. Stages do not nest."""
+        if name not in STAGES:
+            raise ValueError(f"expected a stage out of {', '.join(STAGES)}, got {name!r}")
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.cost.stages[name] = self.cost.stages.get(name, 0.0) + time.perf_counter() - began
+
+
+class _DeviceMemory:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        torch.cuda.reset_peak_memory_stats(device)
+        self.resident = torch.cuda.memory_allocated(device)
+
+    def peak(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self.device) - self.resident
+
+
+class _ProcessMemory:
+    """The process's resident memory as Linux tells it; elsewhere nothing is known."""
+
+    def __init__(self) -> None:
+        self.resident: int | None = None
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak falls back to what is resident now
+            self.resident = self._status("VmRSS")
+        except OSError:
+            pass
+
+    def peak(self) -> int | None:
+        highest = None if self.resident is None else self._status("VmHWM")
+        return None if highest is None or self.resident is None else max(0, highest - self.resident)
+
+    @staticmethod
+    def _status(name: str) -> int | None:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+        return None

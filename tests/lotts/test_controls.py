@@ -1,0 +1,88 @@
+"""Facts about masks that a method's own are compared with."""
+
+import numpy as np
+import pytest
+import torch
+
+from lotts.localize import LocalizeConfig, quality_mask
+from lotts.search import run
+from lotts.shapes.draw import draw
+from lotts.shapes.scenes import caption, parse
+from lotts.sources import AttentionSource, map_source
+
+
+def brightness(images, prompts):
+    return [float(image.mean()) for image in images]
+
+
+class Drawn:
+    """Stands for a backbone whose latents are pictures."""
+
+    device = torch.device("cpu")
+
+    def decode(self, latents):
+        return latents.numpy()
+
+
+def maps_of(source, image, prompt, seeds=(1,)):
+    latents = torch.from_numpy(np.stack([image] * len(seeds)).astype(np.float32) / 255)
+    with map_source(source).watch(Drawn(), prompt, list(seeds), (16, 16), 4, None) as watch:
+        return watch.maps(lambda step: latents)["P"]
+
+
+@pytest.fixture(scope="module")
+def damaged():
+    """(picture, prompt, bool [16, 16] cells of the true damage) of a scene with a damaged object."""
+    scene = parse("a red circle, a blue square; a green heart, a black ring")
+    for seed in range(100):
+        drawing = draw(scene, np.random.default_rng(seed), damaged=True)
+        cells = drawing.damage.any(0).reshape(16, 8, 16, 8).mean((1, 3)) > 0.3
+        if cells.any():
+            return drawing.image, caption(scene), cells
+    raise AssertionError("no damage drawn")
+
+
+def test_true_defects_are_in_the_smallest_mask(damaged):
+    image, prompt, cells = damaged
+    mask = quality_mask(maps_of("defects", image, prompt), 0.3)[0].numpy()
+    assert mask[cells].mean() > 0.9
+
+
+def test_the_foreground_is_the_objects(damaged):
+    image, prompt, _ = damaged
+    p = maps_of("foreground", image, prompt)[0].numpy()
+    assert p[4, 4] > p[0, 8]  # the first object's place against the top edge between two
+    assert p[12, 12] > p[8, 0]
+
+
+def test_random_masks_are_a_samples_own():
+    p = maps_of("random", np.zeros((128, 128, 3), np.uint8), "a red cat", seeds=(1, 2))
+    again = maps_of("random", np.zeros((128, 128, 3), np.uint8), "a red cat", seeds=(2,))
+    assert torch.equal(p[1], again[0])
+    assert not torch.equal(p[0], p[1])
+
+
+def test_the_checker_only_knows_scenes():
+    with pytest.raises(ValueError, match="cannot read"):
+        maps_of("defects", np.zeros((128, 128, 3), np.uint8), "a photo of a cat")
+
+
+@pytest.mark.parametrize("config", [LocalizeConfig(propagate=False), LocalizeConfig(negative="A bad image of {p}.")])
+def test_ablated_attention_makes_other_maps(tiny_pipe, config):
+    def maps(source):
+        out = run(
+            tiny_pipe, "a red cat", "lotts", budget="samples=2", num_refinements=1, verifier=brightness, source=source,
+            num_inference_steps=4, global_steps=1, generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return out.samples[0].heatmaps
+
+    whole, ablated = maps("attention"), maps(AttentionSource(config))
+    assert torch.equal(whole["CA_orig"], ablated["CA_orig"])
+    assert not torch.equal(whole["P"], ablated["P"])
+    assert ("CA'_diff" in ablated) == config.propagate
+
+
+@pytest.mark.parametrize("template", ["A bad image.", "A {q} image of {p}."])
+def test_a_quality_prompt_holds_the_prompt(template):
+    with pytest.raises(ValueError, match=r"expected negative with \{p\} once"):
+        LocalizeConfig(negative=template)
