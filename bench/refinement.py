@@ -2,8 +2,9 @@
 
 For each held-out prompt one candidate is drawn and refined once under every mask (the method's from attention, the
 prediction source's, the true defects, the foreground, a random one, the whole picture) from three noise steps, all with the
-same injected noise. The verifier and the exact checker judge each against its candidate. Results are appended prompt by
-prompt to a JSON-lines file (an interrupted run resumes) and summarised, with standard errors, into a JSON beside it.
+same injected noise. The pictures are kept, a file a prompt, so an interrupted run resumes, and a new verifier can judge
+them again in minutes. The verifier and the exact checker judge each against its candidate; a JSON holds the summary with
+standard errors.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from bench.localization import cells
+from lotts.compare.runner import versions_of
 from lotts.localize import quality_mask
 from lotts.resample import ResampleConfig, denoise, grow, refine
 from lotts.shapes.checker import check
@@ -41,14 +43,14 @@ def _tools() -> tuple[Any, Any]:
 
 
 def _judge(image: np.ndarray, text: str) -> dict[str, float]:
-    verdict = check(np.rint(image * 255).astype(np.uint8), parse(text))
-    score = float(_tools()[1]([image], [text])[0])
+    verdict = check(image, parse(text))
+    score = float(_tools()[1]([image.astype(np.float32) / 255], [text])[0])
     return {"score": score, "objects": float(verdict.objects_right), "scene": float(verdict.scene_right)}
 
 
 @torch.no_grad()
-def _one(job: tuple[int, str, int]) -> dict[str, Any]:
-    index, text, seed = job
+def _draw(text: str, seed: int) -> tuple[dict[str, float], np.ndarray]:
+    """Share of the picture under the mask of each arm, and the pictures uint8 [1 + arms, H, W, 3], the candidate's first."""
     backbone, _ = _tools()
     conditioning = backbone.encode_prompt(text, "", GUIDANCE)
     with AttentionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
@@ -56,8 +58,8 @@ def _one(job: tuple[int, str, int]) -> dict[str, Any]:
         attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
     with PredictionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         prediction = watch.maps(lambda step: candidate.latents[step][None])["P"]
-    image = backbone.decode(candidate.result[None])[0]
-    verdict = check(np.rint(image * 255).astype(np.uint8), parse(text))
+    image = _levels(backbone.decode(candidate.result[None]))
+    verdict = check(image[0], parse(text))
     noise = torch.rand(1, *SIZE, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.avg_pool2d(noise[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
     masks = {
@@ -68,21 +70,38 @@ def _one(job: tuple[int, str, int]) -> dict[str, Any]:
         "random": quality_mask(smooth, RATIO),
         "whole": torch.ones(1, *SIZE, dtype=torch.bool),
     }
-    row: dict[str, Any] = {
-        "index": index,
-        "objects": len(verdict.objects),
-        "candidate": _judge(image, text),
-        "arms": {},
-    }
+    areas, pictures = {}, [image]
     for step in NOISE_STEPS:
         refined = refine(
             backbone, conditioning, [candidate] * len(masks), torch.cat(list(masks.values())), [0] * len(masks),
             ResampleConfig(noise_step=step), STEPS,
         )  # fmt: skip
-        images = backbone.decode(torch.stack([r.result for r in refined]))
-        for (name, mask), picture in zip(masks.items(), images, strict=True):
-            row["arms"][f"{name} @ {step}"] = {"area": float(mask.float().mean()), **_judge(picture, text)}
-    return row
+        pictures.append(_levels(backbone.decode(torch.stack([r.result for r in refined]))))
+        areas |= {f"{name} @ {step}": float(mask.float().mean()) for name, mask in masks.items()}
+    return areas, np.concatenate(pictures)
+
+
+def _levels(images: np.ndarray) -> np.ndarray:
+    return np.rint(np.asarray(images) * 255).astype(np.uint8)
+
+
+def _one(job: tuple[Path, str, int]) -> dict[str, Any]:
+    path, text, seed = job
+    if not path.exists():
+        areas, pictures = _draw(text, seed)
+        with path.with_suffix(".tmp").open("wb") as file:
+            np.savez_compressed(file, arms=list(areas), areas=list(areas.values()), pictures=pictures)
+        path.with_suffix(".tmp").replace(path)
+    with np.load(path) as kept:
+        arms, areas, pictures = kept["arms"].tolist(), kept["areas"].tolist(), kept["pictures"]
+    return {
+        "objects": len(parse(text).items),
+        "candidate": _judge(pictures[0], text),
+        "arms": {
+            arm: {"area": area, **_judge(picture, text)}
+            for arm, area, picture in zip(arms, areas, pictures[1:], strict=True)
+        },
+    }
 
 
 def _work(jobs):
@@ -122,21 +141,19 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--rows", type=Path, default=Path("runs/refinement.jsonl"), help="one line a prompt; resumed")
+    parser.add_argument("--pictures", type=Path, default=Path("runs/refinement"), help="a file a prompt; resumed")
     parser.add_argument("--out", type=Path, default=Path("bench/results/refinement.json"))
     parser.add_argument("--processes", type=int)
     args = parser.parse_args()
+    args.pictures.mkdir(parents=True, exist_ok=True)
     scenes = held_out_scenes(args.prompts, args.seed)
-    rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    done = {row["index"] for row in rows}
-    jobs = [(i, text, args.seed * 20_011 + i) for i, (_, text) in enumerate(scenes) if i not in done]
-    args.rows.parent.mkdir(parents=True, exist_ok=True)
-    with args.rows.open("a", encoding="utf-8") as log:
-        for start in range(0, len(jobs), 64):
-            for row in on_all_cores(_work, jobs[start : start + 64], chunk=4, processes=args.processes):
-                rows.append(row)
-                log.write(json.dumps(row) + "\n")
-            log.flush()
+    # The name tells the weights: other weights draw other pictures.
+    weights = versions_of("shapes-sd", "shapes")["model"]
+    jobs = [
+        (args.pictures / f"{weights}-{args.seed}-{i:04}.npz", text, args.seed * 20_011 + i)
+        for i, (_, text) in enumerate(scenes)
+    ]
+    rows = list(on_all_cores(_work, jobs, chunk=4, processes=args.processes))
     report = {
         "prompts": len(rows),
         "steps": STEPS,
