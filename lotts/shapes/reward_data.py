@@ -31,7 +31,8 @@ class Picture:
     ``image`` uint8 [SIDE, SIDE, 3]; ``right`` [n] is 1, 0 or ``IGNORE`` an item; ``tidy`` is 1, 0 or ``IGNORE``: nothing
     painted that the caption does not ask for; ``seen`` int [n, 3], the colour, shape and size of the object that stands
     for each item (the number of classes: there is none); ``placed`` where it is; ``cells`` int [3, GRID * GRID], colour,
-    shape and damage a token. ``IGNORE`` where unknown.
+    shape and damage a token. ``IGNORE`` where unknown. ``exact``: the labels hold for these very pixels, so that softening
+    or noise would make them wrong.
     """
 
     image: np.ndarray
@@ -41,6 +42,7 @@ class Picture:
     seen: np.ndarray
     placed: list[Placed | None]
     cells: np.ndarray = field(default_factory=lambda: np.full((3, GRID * GRID), IGNORE))
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,13 @@ def _cells(scene: Scene, drawing: Drawing, stray: tuple[np.ndarray, int] | None)
     cover = objects.reshape(-1, GRID, size, GRID, size).mean((2, 4)).reshape(len(objects), -1)
     owner = np.where(cover.max(0) > 0.25, cover.argmax(0), len(objects))
     colour, shape, _ = np.array([*kinds, [len(COLOURS), len(SHAPES), 0]])[owner].T
-    hurt = damage.reshape(GRID, size, GRID, size).sum((1, 3)).reshape(-1) > 2
-    return np.stack([colour, shape, hurt])
+    return np.stack([colour, shape, _hurt(damage)])
+
+
+def _hurt(damage: np.ndarray) -> np.ndarray:
+    """Which tokens show damage, bool [GRID * GRID], by damaged pixels [SIDE, SIDE]."""
+    size = SIDE // GRID
+    return damage.reshape(GRID, size, GRID, size).sum((1, 3)).reshape(-1) > 2
 
 
 def _free_spot(scene: Scene, spots: list[Placed], rng: np.random.Generator, size: str = "small") -> Placed | None:
@@ -199,7 +206,9 @@ def judged(image: np.ndarray, text: str) -> Picture:
     known = np.array([(o.colour_right, o.shape_right, o.size_right) for o in verdict.objects])
     seen = np.where(known, attributes(scene), IGNORE)
     placed = [Placed(*o.centre, o.radius or 0.0) if o.centre else None for o in verdict.objects]
-    return Picture(image, scene, right, int(verdict.extras == 0), seen, placed)
+    cells = np.full((3, GRID * GRID), IGNORE)
+    cells[2] = _hurt(verdict.damage.any(0))
+    return Picture(image, scene, right, int(verdict.extras == 0), seen, placed, cells, exact=True)
 
 
 def samples(folder: Path, seed: int) -> Iterator[Picture]:
@@ -273,16 +282,18 @@ def _other_relation(picture: Picture, rng: np.random.Generator) -> Picture:
     return replace(picture, scene=scene, right=_both(picture.right, _relations(scene, picture.placed)))
 
 
-def wear(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [SIDE, SIDE, 3] to the like, with what a decoder does to a picture: softness, noise, a shift of colour."""
-    out = image.astype(np.float32)
+def wear(picture: Picture, rng: np.random.Generator) -> Picture:
+    """A drawing with what a decoder does to it: softness, noise, a shift of colour. A generated sample stays as it is."""
+    if picture.exact:
+        return picture
+    out = picture.image.astype(np.float32)
     if rng.random() < 0.5:
         out = _soften(out, rng.uniform(0.3, 0.8))
     if rng.random() < 0.5:
         out += rng.uniform(1, 5) * rng.standard_normal(out.shape, np.float32)
     if rng.random() < 0.5:
         out = out * rng.uniform(0.97, 1.03) + rng.uniform(-6, 6, 3).astype(np.float32)
-    return np.rint(out.clip(0, 255)).astype(np.uint8)
+    return replace(picture, image=np.rint(out.clip(0, 255)).astype(np.uint8))
 
 
 def _soften(image: np.ndarray, sigma: float) -> np.ndarray:

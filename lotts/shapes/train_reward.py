@@ -21,7 +21,7 @@ from lotts.shapes.scenes import MAX_OBJECTS
 
 VAE = Path(__file__).parent / "weights" / "sd" / "vae"
 # Shares of captions, of drawings, and of all pictures where samples are given.
-MISQUOTED, DECODED, GENERATED = 0.45, 0.25, 0.35
+MISQUOTED, DECODED, GENERATED = 0.45, 0.25, 0.6
 # Weights in the loss: what objects and cells show, and the answers of early layers.
 _SEEN, _CELLS, _EARLY = 0.3, 0.5, 0.3
 
@@ -83,7 +83,7 @@ def _class_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class RewardLoss(nn.Module):
     """Labelled pictures, made as training goes, and the loss on them.
 
-    Pictures wait in a pool and each is used about ``REUSE`` times under a fresh caption and fresh wear; where an
+    Pictures wait in a pool and each is used about ``REUSE`` times under a fresh caption, drawings under fresh wear; where an
     autoencoder is given, a share of the drawings goes through it first, and where generated samples are given, a share
     of the pictures comes from those.
     """
@@ -112,7 +112,7 @@ class RewardLoss(nn.Module):
         self.refill(rng, -(-self.batch // self.REUSE) if len(self.pool) >= self.batch * 8 else self.batch * 8)
         chosen = [self.pool[int(i)] for i in rng.choice(len(self.pool), self.batch, replace=False)]
         chosen = [misquote(p, rng) if rng.random() < MISQUOTED else p for p in chosen]
-        batch = Batch.of([replace(p, image=wear(p.image, rng)) for p in chosen], self.device)
+        batch = Batch.of([wear(p, rng) for p in chosen], self.device)
         answers = self.model(batch.pictures, batch.queries)
         known = batch.right != IGNORE
         hits = ((answers[-1].objects > 0) == (batch.right == 1))[known].float().mean()

@@ -83,7 +83,7 @@ def test_a_misquoted_caption_is_wrong_exactly_where_it_changed():
 
 def test_a_relation_turned_about_is_wrong_at_both_ends():
     rng, turned = np.random.default_rng(2), 0
-    for picture in pictures(300, seed=2):
+    for picture in pictures(60, seed=2, objects=3):
         quoted = misquote(picture, rng)
         if quoted.scene.relations != picture.scene.relations:
             at = next(i for i, r in enumerate(quoted.scene.relations) if r != picture.scene.relations[i])
@@ -107,12 +107,33 @@ def test_labels_agree_with_the_checker():
     assert np.mean(agree) > 0.97
 
 
+def test_what_the_checker_finds_damaged_teaches_the_cells():
+    found, drawn = [], []
+    for picture in pictures(60, seed=4):
+        verdict = judged(picture.image, caption(picture.scene))
+        assert verdict.exact
+        assert (verdict.cells[:2] == IGNORE).all()
+        if picture.tidy:
+            found.append(verdict.cells[2])
+            drawn.append(picture.cells[2])
+    hurt = np.concatenate(drawn) == 1
+    assert hurt.sum() > 50
+    assert np.concatenate(found)[hurt].mean() > 0.75
+    assert np.concatenate(found)[~hurt].mean() < 0.02
+
+
 def test_wear_keeps_the_picture():
-    picture = pictures(1)[0].image
-    worn = wear(picture, np.random.default_rng(0))
-    assert worn.shape == picture.shape
+    picture = pictures(1)[0]
+    worn = wear(picture, np.random.default_rng(0)).image
+    assert worn.shape == picture.image.shape
     assert worn.dtype == np.uint8
-    assert np.abs(worn.astype(float) - picture).mean() < 8
+    assert 0 < np.abs(worn.astype(float) - picture.image).mean() < 8
+
+
+def test_what_was_judged_pixel_by_pixel_is_not_worn():
+    picture = pictures(1)[0]
+    sample = judged(picture.image, caption(picture.scene))
+    assert all(wear(sample, np.random.default_rng(seed)) is sample for seed in range(8))
 
 
 def test_samples_are_read_and_judged(tmp_path):
