@@ -135,6 +135,30 @@ def patched_attention(model: nn.Module, handlers: Mapping[str, AttentionHandler]
                 attn.processor = original
 
 
+@contextmanager
+def replaced(module: nn.Module, **attributes: Any) -> Iterator[None]:
+    """Within the context ``module`` has these instance attributes, such as ``forward``; afterwards what was there before.
+
+    Offloading sets instance attributes too, so that a method replaced on the class would not be called.
+    """
+    before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
+    try:
+        for name, item in attributes.items():
+            object.__setattr__(module, name, item)
+        yield
+    finally:
+        for name in attributes:
+            if name in before:
+                object.__setattr__(module, name, before[name])
+            else:
+                object.__delattr__(module, name)
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether an attention module of ``model`` hands its calls to a handler at this moment."""
+    return any(hasattr(type(attn.processor), "_lotts_hook") for attn in attention_modules(model).values())
+
+
 def _patched_class(attn: nn.Module, processor_class: type) -> tuple[type, _Hook]:
     classes = _PATCHED.setdefault(attn, {})
     if processor_class not in classes:
