@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass
 class Cost:
     """Counts of one run.
+
+    ``sparse_rows`` of the network's rows computed a region alone; each adds to ``tokens`` the share of a whole row's multiplications and
+    additions that it took. ``stored_bytes``: the most that such rows kept of the background. ``notes``: what was asked for and done otherwise.
 
     ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample. ``localization_rows`` are
     those spent on nothing but finding defects. ``tokens``: latent cells computed in all of these rows.
@@ -25,12 +29,27 @@ class Cost:
     vae_decodes: int = 0
     verifier_calls: int = 0
     seconds: float = 0.0
+    sparse_rows: int = 0
+    stored_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def denoised(self, rows: int, localization_rows: int, cells: int) -> None:
         """Rows of latents of ``cells`` cells, all computed."""
         self.network_rows += rows
         self.localization_rows += localization_rows
         self.tokens += (rows + localization_rows) * cells
+
+    def spare(self, rows: int, cells: int, share: float) -> None:
+        """Of rows that are counted as ``cells`` cells each, only ``share`` was computed."""
+        self.sparse_rows += rows
+        self.tokens -= round(rows * cells * (1 - share))
+
+    def tell(self, note: str, *, loud: bool = True) -> None:
+        """Keep a note, and warn of it the first time; not ``loud``: it says what happens, not that something did not."""
+        if note not in self.notes:
+            self.notes.append(note)
+            if loud:
+                warnings.warn(note, stacklevel=3)
 
     @property
     def nfe(self) -> int:

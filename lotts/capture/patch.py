@@ -136,6 +136,45 @@ def patched_attention(model: nn.Module, handlers: Mapping[str, AttentionHandler]
 
 
 @contextmanager
+def overheard_attention(model: nn.Module, listeners: Mapping[str, AttentionHandler]) -> Iterator[None]:
+    """As `patched_attention`, for handlers that change nothing: within a capture they stand before its handlers.
+
+    A listener's `native` is then what the capture does with the call.
+    """
+    if not is_patched(model):
+        with patched_attention(model, listeners):
+            yield
+        return
+    modules, before = attention_modules(model), dict[_Hook, AttentionHandler | None]()
+    plain = {}
+    try:
+        for name, listener in listeners.items():
+            hook = getattr(type(modules[name].processor), "_lotts_hook", None)
+            if hook is None:
+                plain[name] = listener
+            else:
+                before[hook], hook.handler = hook.handler, _Overheard(listener, hook.handler)
+        if plain:
+            raise RuntimeError(f"{next(iter(plain))} is not part of the capture that runs: capture all layers, or none")
+        yield
+    finally:
+        for hook, handler in before.items():
+            hook.handler = handler
+
+
+class _Overheard:
+    """A listener before the handler of a capture."""
+
+    def __init__(self, listener: AttentionHandler, handler: AttentionHandler | None) -> None:
+        self.listener, self.handler = listener, handler
+
+    def attend(self, native, query, key, value, *args, **kwargs):
+        handler = self.handler
+        inner = native if handler is None else functools.partial(handler.attend, native)
+        return self.listener.attend(inner, query, key, value, *args, **kwargs)
+
+
+@contextmanager
 def replaced(module: nn.Module, **attributes: Any) -> Iterator[None]:
     """Within the context ``module`` has these instance attributes, such as ``forward``; afterwards what was there before.
 
