@@ -149,6 +149,10 @@ def _add_method(parser: argparse.ArgumentParser, *, refinements: int, background
     choices = "replay|fixed|fresh|clean" if background == "replay" else "fixed|fresh|clean"
     _add(parser, "--background", str, background, choices, "what stands outside the mask while it is refined")
     _add(parser, "--source", str, "attention", "attention|prediction", "where defect maps come from")
+    modes = "dense|stale|trace" if background == "replay" else "dense|stale"
+    _add(parser, "--sparse", str, "dense", modes, "what masked steps compute: all, or the mask beside what is stored")
+    _add(parser, "--refresh-every", int, None, "N", "stale: masked steps between dense ones (default: one midway)")
+    parser.add_argument("--sparse-offload", action="store_true", help="keep what is stored in the CPU's memory")
     parser.add_argument(
         "--pixel-paste",
         action=argparse.BooleanOptionalAction,
@@ -241,6 +245,9 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, A
         "true_cfg_scale": args.true_cfg_scale,
         "negative_prompt": args.negative_prompt,
         "generator": torch.Generator().manual_seed(args.seed),
+        "sparse": args.sparse,
+        "refresh_every": args.refresh_every,
+        "sparse_offload": args.sparse_offload,
         "pixel_paste": args.pixel_paste,
         "batch_size": args.batch_size,
     }
@@ -286,6 +293,7 @@ def summary(output: LoTTSOutput) -> str:
         lines.append(f"{index:3}  {sample.score:<7.4g}  {name}{mark}")
     first = "the original" if output.samples[0].kind == "original" else "the best candidate"
     lines.append(f"{output.improvement:+.4g} over {first}, {output.cost.nfe} NFE, {output.cost.seconds:.1f} s")
+    lines += output.cost.notes
     return "\n".join(lines)
 
 

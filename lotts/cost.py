@@ -14,8 +14,9 @@ from typing import Any
 class Cost:
     """Counts of one run.
 
-    ``sparse_rows`` of the network's rows computed a region alone; each adds to ``tokens`` the share of a whole row's multiplications and
-    additions that it took. ``stored_bytes``: the most that such rows kept of the background. ``notes``: what was asked for and done otherwise.
+    ``sparse_rows`` of the network's rows computed a region alone; each adds to ``tokens`` the share of a whole row's
+    multiplications and additions that it took. ``stored_bytes``: the most that was kept of the background for them. ``notes``:
+    what was asked for and done otherwise.
 
     ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample. ``localization_rows`` are
     those spent on nothing but finding defects. ``tokens``: latent cells computed in all of these rows.

@@ -79,7 +79,7 @@ def attend(
 ):  # fmt: skip
     """One tile of keys from ``start`` on (the last is RAGGED) joins the running softmax."""
     # [BLOCK_M]
-    o_m = start.to(tl.int64) + tl.arange(0, BLOCK_M)
+    o_m = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
     m_m = o_m < KEYS
     # [BLOCK_N, BLOCK_M]
     b_s = scores(b_q, m_n, k + o_m[:, None] * stride_km, m_m, score_scale, D, BLOCK_D, CHUNK_D, PRECISION, RAGGED)

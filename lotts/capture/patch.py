@@ -84,6 +84,8 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 def unsupported_reason(attn: nn.Module) -> str | None:
     """Why this module's attention cannot be routed through a handler, or None when it can."""
     processor_class: Any = type(attn.processor)
+    if hasattr(processor_class, "_lotts_hook"):  # routed already
+        processor_class = processor_class.__base__
     call = processor_class.__call__
     if not isinstance(call, FunctionType) or not call.__module__.startswith("diffusers."):
         return f"{processor_class.__name__} is not one of diffusers' attention processors"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import erf, exp, pi, sqrt
 from statistics import fmean, pstdev
+from typing import Any
 
 from lotts.localize import check_ratio
 from lotts.output import LoTTSOutput
@@ -22,9 +23,13 @@ def lotts_chain(
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
+    **sparse: Any,
 ) -> LoTTSOutput:
-    """Draw ``num_candidates`` pictures; from then on refine the best so far, where it is weakest, and keep what is better."""
-    config = resample_config(pool.request.steps, noise_step, background, global_steps)
+    """Draw ``num_candidates`` pictures; from then on refine the best so far, where it is weakest, and keep what is better.
+
+    ``sparse``: see ``resample_config``.
+    """
+    config = resample_config(pool.request.steps, noise_step, background, global_steps, **sparse)
     check_ratio(mask_ratio)
     pool.candidates(num_candidates)
     while pool.refine([pool.best], pool.mask(pool.best, mask_ratio), config):
@@ -71,6 +76,7 @@ def lotts_adaptive(
     background: str = "replay",
     global_steps: int = 2,
     least_gain: float = 0.0,
+    **sparse: Any,
 ) -> LoTTSOutput:
     """Spend each unit of compute on the action that is expected to raise the best score most for what it costs.
 
@@ -83,10 +89,14 @@ def lotts_adaptive(
 
     Args:
         noise_shares: where refinements may start, as shares of the steps counted from pure noise.
+        sparse: see ``resample_config``.
     """
     steps = pool.request.steps
     settings = [
-        (ratio, resample_config(steps, min(int(share * steps), steps - global_steps), background, global_steps))
+        (
+            ratio,
+            resample_config(steps, min(int(share * steps), steps - global_steps), background, global_steps, **sparse),
+        )
         for ratio in mask_ratios
         for share in noise_shares
     ]

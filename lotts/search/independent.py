@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lotts.localize import check_ratio
@@ -19,13 +21,15 @@ def lotts(
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
+    **sparse: Any,
 ) -> LoTTSOutput:
     """``num_candidates`` pictures and ``num_refinements`` of each (the paper's 3 and 2 make its N = 9).
 
     ``num_candidates``: by default as many as the budget gives refinements to. What is left of it goes to more refinements.
+    ``sparse``: see ``resample_config``.
     """
     steps = pool.request.steps
-    config = resample_config(steps, noise_step, background, global_steps)
+    config = resample_config(steps, noise_step, background, global_steps, **sparse)
     check_ratio(mask_ratio)
     if num_refinements < 1:
         raise ValueError(f"expected num_refinements from 1, got {num_refinements}: without any it is best_of_n")
@@ -42,9 +46,16 @@ def lotts(
     )
 
 
-def resample_config(steps: int, noise_step: int | None, background: str, global_steps: int) -> ResampleConfig:
-    """The refinement's setting, checked against the schedule; by default it starts half way."""
-    config = ResampleConfig(steps // 2 if noise_step is None else noise_step, global_steps, background)
+def resample_config(
+    steps: int, noise_step: int | None, background: str, global_steps: int, **sparse: Any
+) -> ResampleConfig:
+    """The refinement's setting, checked against the schedule; by default it starts half way.
+
+    ``sparse``: ``sparse``, ``refresh_every`` and ``sparse_offload`` of ``ResampleConfig``.
+    """
+    config = ResampleConfig(steps // 2 if noise_step is None else noise_step, global_steps, background, **sparse)
+    if config.sparse == "trace":
+        raise ValueError("expected sparse 'dense' or 'stale' in a search: its candidates' runs are not traced")
     config.check_schedule(steps)
     return config
 

@@ -107,9 +107,12 @@ class Pool:
         return out
 
     def refine(self, parents: Sequence[int], masks: torch.Tensor, config: ResampleConfig) -> list[int]:
-        """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices."""
+        """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices.
+
+        Sparse refinements are not localised while they run, which would take dense steps: they inherit their parents' maps.
+        """
         request, out = self.request, list[int]()
-        steps = request.steps - config.noise_step
+        steps, localise = request.steps - config.noise_step, self.localise and config.sparse == "dense"
         for batch in request.batches(range(len(parents))):
             batch = batch[: self.affords(steps)]
             if not batch:
@@ -117,7 +120,7 @@ class Pool:
             chosen = [parents[i] for i in batch]
             numbers = [self._number(parent) for parent in chosen]
             befores = [self.drawn[parent].trajectory for parent in chosen]
-            with request.watch(len(batch)) if self.localise else _Unwatched() as watch:
+            with request.watch(len(batch)) if localise else _Unwatched() as watch:
                 refined = refine(
                     request.backbone,
                     request.text,
@@ -126,8 +129,9 @@ class Pool:
                     numbers,
                     config,
                     request.steps,
-                    watch=watch.step if self.localise else None,
+                    watch=watch.step if localise else None,
                     on_step=request.on_step("refinement"),
+                    cost=request.cost,
                 )
                 # Before it began its past is its parent's: that is what a refinement of it replays.
                 done = [

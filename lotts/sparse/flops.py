@@ -13,8 +13,9 @@ from torch import nn
 from lotts.capture.grids import token_grids
 from lotts.sparse.sites import Site, unet_level
 
-#: Parts of names of linear layers that see the text of a joint block, or of the text alone in a U-Net.
-TEXT_LAYERS = ("_context.", "add_q_proj", "add_k_proj", "add_v_proj", "to_add", "attn2.to_k", "attn2.to_v")
+#: Parts of names of linear layers that see the text alone: of a joint block, and of a U-Net.
+JOINT_TEXT_LAYERS = ("_context.", "add_q_proj", "add_k_proj", "add_v_proj", "to_add")
+UNET_TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")
 #: Of linear layers that see one vector a row: time, pooled text and what is modulated by them.
 ROW_LAYERS = ("norm", "time_emb", "time_text_embed", "add_embedding", "time_embedding")
 
@@ -43,7 +44,8 @@ def row_flops(
     for site in sites:
         total += sum(_attention(site, attn, counts[site.name], text) for attn in site.layers.values())
         if site.order is None:  # keys of the text are apart
-            total += sum(4 * counts[site.name] * text * block.attn2.inner_dim for block in site.blocks if block.attn2)
+            crossed: list[Any] = [block.attn2 for block in site.blocks if block.attn2 is not None]
+            total += sum(4 * counts[site.name] * text * attn.inner_dim for attn in crossed)
     return total
 
 
@@ -76,7 +78,7 @@ def _places(
         return 1
     if "transformer_blocks." not in name:  # into and out of the blocks
         return text if name.startswith("context_embedder") else site.tokens
-    if any(part in f"{name}." for part in TEXT_LAYERS):
+    if any(part in f"{name}." for part in (UNET_TEXT_LAYERS if site.order is None else JOINT_TEXT_LAYERS)):
         return text
     return counts[site.name] + (text if "single_transformer_blocks" in name else 0)
 

@@ -20,6 +20,8 @@ from lotts.sparse.store import Store, over_budget, stored_bytes
 from lotts.sparse.stretch import Stretch
 from lotts.sparse.trace import Trace
 
+CAPTURED = "dense: attention maps are captured at the same time"
+
 
 @dataclass
 class SparseRefinement:
@@ -47,7 +49,7 @@ class SparseRefinement:
     def step(self, index: int) -> Iterator[None]:
         """Context of the network's prediction at a masked step: sparse, or dense and recorded."""
         if is_patched(self.backbone.network):
-            self.cost.tell("dense steps: attention maps are captured at the same time")
+            self.cost.tell(CAPTURED)
             yield
             return
         record = not self.traces and (index in self.records or not self._recorded)
@@ -100,6 +102,9 @@ def plan(
     # Nothing to spare, or nothing to do: the dense path, which is exact.
     if mode == "dense" or not steps or masks.all() or not masks.any():
         return None
+    if is_patched(backbone.network):
+        cost.tell(CAPTURED)
+        return None
     height, width = masks.shape[1:]
     sites, refused = find_sites(backbone.network, (height, width))
     for name, reason in refused.items():
@@ -114,8 +119,8 @@ def plan(
         return None
     rows = len(masks) * (2 if text.guided else 1)
     needed = 0 if traced else sum(stored_bytes(site, regions[site.grid], rows, backbone.dtype) for site in chosen)
-    if (reason := over_budget(needed, backbone.device, offload)) is not None:
-        cost.tell(f"dense: {reason}")
+    if (excess := over_budget(needed, backbone.device, offload)) is not None:
+        cost.tell(f"dense: {excess}")
         return None
     cost.stored_bytes = max(cost.stored_bytes, needed)
     tokens = text.positive.tokens.shape[1]
