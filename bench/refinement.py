@@ -32,7 +32,8 @@ BANDS = {"all": (2, 16), "2-4": (2, 4), "5-8": (5, 8), "9-12": (9, 12), "13-16":
 
 
 @functools.cache
-def _tools() -> tuple[Any, Any]:
+def tools() -> tuple[Any, Any]:
+    """The embedded pipeline's backbone, and its verifier."""
     from lotts.backbones import backbone_for
     from lotts.models import load_pipeline
     from lotts.verifiers import load
@@ -40,16 +41,17 @@ def _tools() -> tuple[Any, Any]:
     return backbone_for(load_pipeline("shapes-sd")), load("shapes")
 
 
-def _judge(image: np.ndarray, text: str) -> dict[str, float]:
+def judge(image: np.ndarray, text: str) -> dict[str, float]:
+    """The verifier's score, and the checker's share of objects right and whether all are."""
     verdict = check(np.rint(image * 255).astype(np.uint8), parse(text))
-    score = float(_tools()[1]([image], [text])[0])
+    score = float(tools()[1]([image], [text])[0])
     return {"score": score, "objects": float(verdict.objects_right), "scene": float(verdict.scene_right)}
 
 
 @torch.no_grad()
 def _one(job: tuple[int, str, int]) -> dict[str, Any]:
     index, text, seed = job
-    backbone, _ = _tools()
+    backbone, _ = tools()
     conditioning = backbone.encode_prompt(text, "", GUIDANCE)
     with AttentionSource().watch(backbone, text, 1, SIZE, STEPS, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
@@ -71,7 +73,7 @@ def _one(job: tuple[int, str, int]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "index": index,
         "objects": len(verdict.objects),
-        "candidate": _judge(image, text),
+        "candidate": judge(image, text),
         "arms": {},
     }
     for step in NOISE_STEPS:
@@ -81,7 +83,7 @@ def _one(job: tuple[int, str, int]) -> dict[str, Any]:
         )  # fmt: skip
         images = backbone.decode(torch.stack([r.result for r in refined]))
         for (name, mask), picture in zip(masks.items(), images, strict=True):
-            row["arms"][f"{name} @ {step}"] = {"area": float(mask.float().mean()), **_judge(picture, text)}
+            row["arms"][f"{name} @ {step}"] = {"area": float(mask.float().mean()), **judge(picture, text)}
     return row
 
 
@@ -95,23 +97,29 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for band, (low, high) in BANDS.items():
         chosen = [r for r in rows if low <= r["objects"] <= high]
         base = {key: np.array([r["candidate"][key] for r in chosen]) for key in ("score", "objects", "scene")}
-        table[band] = {"prompts": len(chosen), "candidate": {key: _mean(v) for key, v in base.items()}, "arms": {}}
+        table[band] = {
+            "prompts": len(chosen),
+            "candidate": {key: mean_and_error(v) for key, v in base.items()},
+            "arms": {},
+        }
         for arm in rows[0]["arms"]:
             now = {key: np.array([r["arms"][arm][key] for r in chosen]) for key in base}
             better = now["score"] > base["score"]
             table[band]["arms"][arm] = {
                 "area": round(float(np.mean([r["arms"][arm]["area"] for r in chosen])), 3),
-                "accepted": _mean(better),
-                **{f"{key} change": _mean(now[key] - base[key]) for key in base},
+                "accepted": mean_and_error(better),
+                **{f"{key} change": mean_and_error(now[key] - base[key]) for key in base},
                 **{
-                    f"{key} change, verifier keeps the better": _mean(np.where(better, now[key] - base[key], 0))
+                    f"{key} change, verifier keeps the better": mean_and_error(
+                        np.where(better, now[key] - base[key], 0)
+                    )
                     for key in base
                 },
             }
     return table
 
 
-def _mean(values: np.ndarray) -> list[float]:
+def mean_and_error(values: np.ndarray) -> list[float]:
     """Mean and standard error."""
     return [round(float(np.mean(values)), 4), round(float(np.std(values) / max(1, len(values)) ** 0.5), 4)]
 

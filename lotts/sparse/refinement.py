@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,12 +53,7 @@ class SparseRefinement:
             yield
             return
         record = not self.traces and (index in self.records or not self._recorded)
-        with ExitStack() as stack:
-            handlers: dict[str, Any] = {}
-            for stretch in self.stretches:
-                handlers |= stretch.handlers
-                stack.enter_context(stretch.running(**self._ends(stretch, index, record)))
-            stack.enter_context(patched_attention(self.backbone.network, handlers))
+        with at_work(self.backbone.network, self.stretches, lambda stretch: self._ends(stretch, index, record)):
             yield
         if record:
             self._recorded = True
@@ -79,6 +74,20 @@ class SparseRefinement:
         if key[1] == "":
             return found
         return tuple(stretch.region.select(tensor, stretch.region.common) for tensor in found)
+
+
+@contextmanager
+def at_work(
+    network: torch.nn.Module, stretches: Sequence[Stretch], ends: Callable[[Stretch], dict[str, Any]]
+) -> Iterator[None]:
+    """Context of a forward of ``network`` in which every stretch runs with the arguments that ``ends`` gives it."""
+    with ExitStack() as stack:
+        handlers: dict[str, Any] = {}
+        for stretch in stretches:
+            handlers |= stretch.handlers
+            stack.enter_context(stretch.running(**ends(stretch)))
+        stack.enter_context(patched_attention(network, handlers))
+        yield
 
 
 def plan(
