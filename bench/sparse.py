@@ -98,6 +98,10 @@ class Steps:
         sparse = row_flops(self.network, self.sites, self.size, self.text, computed)
         return sparse / row_flops(self.network, self.sites, self.size, self.text)
 
+    def tokens(self, ratio: float) -> dict[str, int]:
+        """Tokens that are computed, by those of the grid."""
+        return {str(s.region.tokens): s.region.size for s in self.stretches[ratio]}
+
     def stored_bytes(self, ratio: float) -> int:
         return sum(tensor.nbytes for tensors in self.stores[ratio].tensors.values() for tensor in tensors)
 
@@ -106,9 +110,9 @@ class Steps:
             return self.dense()
 
     def _stretches(self, ratio: float, device: str) -> list[Stretch]:
-        noise = torch.rand(1, 1, *self.size, generator=torch.Generator().manual_seed(0))
-        width = 2 * (self.size[0] // 8) + 1
-        smooth = F.avg_pool2d(noise, width, 1, width // 2, count_include_pad=False)[:, 0]
+        # As smooth as defect maps are, which come from coarse levels of a network.
+        coarse = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        smooth = F.interpolate(coarse, size=self.size, mode="bilinear", align_corners=False)[:, 0]
         mask = quality_mask(smooth, ratio).to(device)
         made = [Stretch(site, Region.of(on_grid(mask, site.grid))) for site in self.sites]
         return [stretch for stretch in made if not stretch.region.whole]
@@ -146,6 +150,7 @@ def measured(model: Model, side: int, ratios: list[float], rounds: int, device: 
             f"{ratio:g}": {
                 "measured": median_ratio(seconds[f"{ratio:g}"], seconds["dense"]),
                 "model": steps.share(ratio),
+                "tokens": steps.tokens(ratio),
                 "stored_mib": steps.stored_bytes(ratio) / 2**20,
             }
             for ratio in ratios
