@@ -118,9 +118,9 @@ class Steps:
         return [stretch for stretch in made if not stretch.region.whole]
 
 
-def configured(name: str, quick: bool, device: str) -> tuple[Model | None, dict[str, Any]]:
+def configured(name: str, quick: bool, smallest: bool, device: str) -> tuple[Model | None, dict[str, Any]]:
     """The largest configuration that fits, with room for what is stored, and what it changes; None where none does."""
-    for changes in [QUICK[name]] if quick else SIZES[name]:
+    for changes in [QUICK[name]] if quick else SIZES[name][-1:] if smallest else SIZES[name]:
         published = MODELS[name]
         model = dataclasses.replace(published, build=functools.partial(published.build, **changes))
         if quick:
@@ -200,6 +200,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--side", type=int, help="pixels of a picture's side (default: the model's own)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--quick", action="store_true", help="tiny networks, one round")
+    parser.add_argument("--smallest", action="store_true", help="the fewest blocks, whatever fits")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--out", type=Path, help="write the JSON there, after every model")
     arguments = parser.parse_args(argv)
@@ -211,7 +212,7 @@ def main(argv: list[str]) -> int:
     torch.manual_seed(0)
     report: dict[str, Any] = {"environment": environment(), "rounds": rounds, "models": {}, "judged": []}
     for name in arguments.only or SIZES:
-        model, changes = configured(name, arguments.quick, device)
+        model, changes = configured(name, arguments.quick, arguments.smallest, device)
         if model is None:
             entry: dict[str, Any] = {
                 "skipped": f"none of its sizes fits: {free_bytes(device) / 2**30:.0f} GiB are free"

@@ -138,9 +138,10 @@ class Request:
 
     def tracer(self, samples: int) -> Callable[[int], Trace | None]:
         """Makes the trace of a batch of candidates, of ``samples`` in all; None where refinements need none or it does not fit."""
-        if self.resample.sparse != "trace" or not self.num_refinements:
-            return lambda batch: None
         steps = self.resample.masked_steps(self.steps)
+        wanted = self.resample.sparse == "trace" and self.num_refinements and steps
+        if not wanted or self.backbone.linear_update(steps[-1]) is None:
+            return lambda batch: None
         rows, offload = self.rows(samples, 1), self.resample.sparse_offload
         return plan_trace(self.backbone, self.size, steps, rows, offload, self.cost) or (lambda batch: None)
 

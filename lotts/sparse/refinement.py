@@ -118,9 +118,12 @@ def plan(
     sites, refused = find_sites(backbone.network, (height, width))
     for name, reason in refused.items():
         cost.tell(f"dense: {name or type(backbone.network).__name__}: {reason}")
+    # The sampler may keep the last masked prediction, and the next step is the whole picture's.
+    remembers = backbone.linear_update(steps[-1]) is None
     traced = [trace for trace in traces if trace is not None] if mode == "trace" else []
-    if mode == "trace" and len(traced) < len(masks):
-        cost.tell("stale instead of trace: the refined picture has no recorded run")
+    if mode == "trace" and (remembers or len(traced) < len(masks)):
+        reason = "the sampler keeps predictions" if remembers else "the refined picture has no recorded run"
+        cost.tell(f"stale instead of trace: {reason}")
         traced = []
     regions = {site.grid: Region.of(on_grid(masks, site.grid)) for site in sites}
     chosen = [site for site in sites if not regions[site.grid].whole]
@@ -136,11 +139,7 @@ def plan(
     whole = row_flops(backbone.network, sites, (height, width), tokens)
     computed = {site.name: regions[site.grid].size for site in chosen}
     share = row_flops(backbone.network, sites, (height, width), tokens, computed) / whole
-    records = record_steps(steps.start, steps.stop, refresh_every)
-    if backbone.linear_update(steps[-1]) is None:
-        # The sampler may keep this prediction, and the next step is the whole picture's.
-        records.append(steps[-1])
-        traced = []
+    records = record_steps(steps.start, steps.stop, refresh_every) + [steps[-1]] * remembers
     return SparseRefinement(
         backbone,
         [Stretch(site, regions[site.grid]) for site in chosen],

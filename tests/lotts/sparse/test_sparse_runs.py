@@ -87,6 +87,10 @@ def test_before_a_sampler_with_a_memory_takes_the_whole_picture_a_step_is_dense(
     _, cost = refined(backbone, base, text, mask, sparse="stale", refresh_every=9)
     # Of four masked steps the first and the last are dense.
     assert cost.sparse_rows == 2 * 2
+    with pytest.warns(UserWarning, match="the sampler keeps predictions"):
+        out = run(backbone.pipe, sparse="trace")
+    assert out.cost.sparse_rows == 2 * 2
+    assert len(out.cost.notes) == 1
 
 
 @pytest.mark.parametrize("mode", ["stale", "trace"])
@@ -109,6 +113,30 @@ def test_a_manifest_carries_it_and_replays(tiny_pipe, tmp_path):
     replayed = lotts.replay(folder, pipe=tiny_pipe, verifier=brightness)
     assert replayed.exact
     assert replayed.output.cost.sparse_rows == out.cost.sparse_rows > 0
+
+
+def test_the_command_line_takes_it(tmp_path, capsys):
+    from lotts.cli import main
+
+    command = [
+        "generate",
+        "a red circle left of a blue star",
+        "--candidates",
+        "1",
+        "--refinements",
+        "1",
+        "--steps",
+        "6",
+    ]
+    command += ["--noise-step", "1", "--mask-ratio", "0.2", "--sparse", "stale", "--refresh-every", "2"]
+    assert main([*command, "--sparse-offload", "--out", str(tmp_path / "run")]) == 0
+    written = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (written["settings"]["sparse"], written["settings"]["refresh_every"]) == ("stale", 2)
+    assert written["settings"]["sparse_offload"] is True
+    # Masked steps 1, 2, 3, of which 1 and 3 are dense; two rows.
+    assert written["cost"]["sparse_rows"] == 2
+    assert main([*command[:-2], "--sparse", "sometimes"]) == 2
+    assert "dense, stale, trace" in capsys.readouterr().err
 
 
 def test_a_repair_may_be_stale_but_not_traced(tiny_pipe):

@@ -1,6 +1,7 @@
 """Facts about sparse steps of tiny networks of the true classes, in float32."""
 
 import pytest
+import tiny
 import torch
 
 from lotts.backbones import backbone_for
@@ -235,6 +236,22 @@ def test_lora_layers_work_inside(backbone_of):
         with sparse.step(step):
             actual = backbone.predict_rows(latents, 2, text)
     assert close(actual[..., mask[0]], backbone.predict_rows(latents, 2, text)[..., mask[0]])
+
+
+@torch.no_grad()
+def test_a_compiled_network_is_sparse_without_graph_breaks(clip_tokenizer):
+    backbone = backbone_for(tiny.flux(clip_tokenizer, blocks=1))
+    text, latents = backbone.encode_prompt("a red cat"), start(backbone)
+    backbone.restart(STEPS, 0, size_of(backbone))
+    found = []
+    for network in (backbone.network, torch.compile(backbone.network, backend="aot_eager", fullgraph=True)):
+        backbone.pipe.transformer = network
+        sparse = planned(backbone, text, corner(size_of(backbone)))
+        for step in (2, 3):
+            with sparse.step(step):
+                found.append(backbone.predict_rows(latents, 2, text))
+    for eager, compiled in zip(found[:2], found[2:], strict=True):
+        assert close(compiled, eager, 1e-6)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
