@@ -117,10 +117,17 @@ def patched_attention(model: nn.Module, handlers: Mapping[str, AttentionHandler]
         if reason is not None:
             raise ValueError(f"cannot patch {name!r}: {reason}")
 
+    with _swapped(modules, handlers):
+        yield
+
+
+@contextmanager
+def _swapped(modules: Mapping[str, nn.Module], handlers: Mapping[str, AttentionHandler]) -> Iterator[None]:
+    """`patched_attention` without its checks."""
     swapped: list[tuple[nn.Module, Any, Any]] = []
     try:
         for name, handler in handlers.items():
-            attn = modules[name]
+            attn: Any = modules[name]
             original: Any = attn.processor
             # One instance may serve all layers, hence a copy for each; a shallow one, so that the parameters of a
             # processor which is a module (IP-Adapter) are shared.
@@ -143,22 +150,16 @@ def overheard_attention(model: nn.Module, listeners: Mapping[str, AttentionHandl
 
     A listener's `native` is then what the capture does with the call.
     """
-    if not is_patched(model):
-        with patched_attention(model, listeners):
-            yield
-        return
-    modules, before = attention_modules(model), dict[_Hook, AttentionHandler | None]()
-    plain = {}
+    modules, before, others = attention_modules(model), dict[_Hook, AttentionHandler | None](), {}
     try:
         for name, listener in listeners.items():
             hook = getattr(type(modules[name].processor), "_lotts_hook", None)
             if hook is None:
-                plain[name] = listener
+                others[name] = listener
             else:
                 before[hook], hook.handler = hook.handler, _Overheard(listener, hook.handler)
-        if plain:
-            raise RuntimeError(f"{next(iter(plain))} is not part of the capture that runs: capture all layers, or none")
-        yield
+        with _swapped(modules, others):
+            yield
     finally:
         for hook, handler in before.items():
             hook.handler = handler

@@ -106,6 +106,22 @@ def test_a_run_says_what_it_spared(tiny_pipe, mode):
     assert json.loads(json.dumps(out.cost.as_dict()))["sparse_rows"] == out.cost.sparse_rows
 
 
+@pytest.mark.parametrize("layers", [["up_blocks"], None])
+@pytest.mark.parametrize("contrast", ["probes", "batch"])
+def test_a_run_is_traced_whatever_its_maps_are_made_of(tiny_pipe, layers, contrast):
+    source = lotts.AttentionSource(lotts.LocalizeConfig(layers=layers), contrast=contrast)
+    settings = {"num_candidates": 1, "num_refinements": 1, "num_inference_steps": STEPS, "mask_ratio": 0.25}
+    settings |= {"guidance_scale": 3.0, "noise_step": 2}
+    dense, traced = (
+        lotts.LoTTS(tiny_pipe, brightness, source=source)(
+            "a red cat", generator=torch.Generator().manual_seed(0), sparse=sparse, **settings
+        )
+        for sparse in ("dense", "trace")
+    )
+    assert traced.cost.sparse_rows == 2 * 4
+    assert torch.equal(traced.samples[0].heatmaps["P"], dense.samples[0].heatmaps["P"])
+
+
 def test_a_manifest_carries_it_and_replays(tiny_pipe, tmp_path):
     out = run(tiny_pipe, sparse="stale", refresh_every=3, sparse_offload=True)
     assert out.settings["sparse"] == "stale"
