@@ -9,6 +9,8 @@ COMMANDS = {
     "render": "Markdown table and plots from gpu.json",
     "tune": "measure launch configurations on a GPU and rewrite its rows of kernels/launch_table.json",
     "pipelines": "a step of full-size SD2.1, SDXL, SD3.5 medium and FLUX with random weights, stock and under capture",
+    "sparse": "a refinement step of full-size FLUX and SDXL, dense and on 10 to 80 % of the tokens, beside the FLOP model",
+    "sparse_quality": "what sparse refinements of the embedded pipeline lose to dense ones: verifier, checker, ranks, PSNR",
     "imagereward_parity": "whether the verifier gives the rewards of the package image-reward, which needs its own environment",
     "cpu": "what attention maps cost on a CPU: the op alone, and a whole U-Net step under capture",
 }

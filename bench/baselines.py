@@ -59,6 +59,12 @@ def propagate_attention(
     return attention @ value, torch.cat([attention @ columns.to(query.dtype).unsqueeze(1), *masses], dim=-1)
 
 
+def region_attention(query: Tensor, key: Tensor, value: Tensor, stored_key: Tensor, stored_value: Tensor) -> Tensor:
+    """Output [B, H, N, D] from fresh and stored keys and values."""
+    keys, values = torch.cat([key, stored_key], dim=2), torch.cat([value, stored_value], dim=2)
+    return torch.softmax(query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1) @ values
+
+
 def inject_noise(
     x0: Tensor,
     mask: Tensor,

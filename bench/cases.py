@@ -190,6 +190,40 @@ class AttentionCase(Case):
 
 
 @dataclass(frozen=True)
+class RegionCase(Case):
+    """Attention of ``rows`` tokens over as many fresh keys and ``stored`` ones."""
+
+    heads: int
+    rows: int
+    stored: int
+    dim: int
+
+    def shape(self) -> dict[str, Any]:
+        return {"B": self.batch, "H": self.heads, "N": self.rows, "M": self.keys, "D": self.dim}
+
+    @property
+    def keys(self) -> int:
+        return self.rows + self.stored
+
+    def inputs(self, device: str) -> Inputs:
+        make = _Maker(device, self.dtype)
+        lengths = {"query": self.rows, "key": self.rows, "value": self.rows}
+        lengths |= {"stored_key": self.stored, "stored_value": self.stored}
+        return {name: make.heads(self.batch, self.heads, length, self.dim) for name, length in lengths.items()}
+
+    def check(self, inputs: Inputs, result: Any) -> list[Check]:
+        heads, rows = slice(None, None, max(1, self.heads - 1)), slice(None, None, max(1, self.rows // CHECKED_ROWS))
+        part = {name: tensor[:, heads] for name, tensor in inputs.items()}
+        part["query"] = part["query"][:, :, rows]
+        truth = lotts.kernels.region_attention(**{name: a.double() for name, a in part.items()}, impl="reference")
+        bound = max(1e-6, 2 * torch.finfo(self.dtype).eps)
+        return [compare("output", result[:, heads][:, :, rows], self.formula()(**part), truth, bound)]
+
+    def flops(self) -> int:
+        return 4 * self.batch * self.heads * self.rows * self.keys * self.dim
+
+
+@dataclass(frozen=True)
 class LatentCase(Case):
     """Latents [batch, channels, side, side], ``refinements`` of each where noise is injected."""
 

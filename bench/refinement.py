@@ -34,7 +34,8 @@ BANDS = {"all": (2, 16), "2-4": (2, 4), "5-8": (5, 8), "9-12": (9, 12), "13-16":
 
 
 @functools.cache
-def _tools() -> tuple[Any, Any]:
+def tools() -> tuple[Any, Any]:
+    """The embedded pipeline's backbone, and its verifier."""
     from lotts.backbones import backbone_for
     from lotts.models import load_pipeline
     from lotts.verifiers import load
@@ -42,23 +43,24 @@ def _tools() -> tuple[Any, Any]:
     return backbone_for(load_pipeline("shapes-sd")), load("shapes")
 
 
-def _judge(image: np.ndarray, text: str) -> dict[str, float]:
+def judge(image: np.ndarray, text: str) -> dict[str, float]:
+    """The verifier's score of a picture uint8 [H, W, 3], and the checker's share of objects right and whether all are."""
     verdict = check(image, parse(text))
-    score = float(_tools()[1]([image.astype(np.float32) / 255], [text])[0])
+    score = float(tools()[1]([image.astype(np.float32) / 255], [text])[0])
     return {"score": score, "objects": float(verdict.objects_right), "scene": float(verdict.scene_right)}
 
 
 @torch.no_grad()
 def _draw(text: str, seed: int) -> tuple[dict[str, float], np.ndarray]:
     """Share of the picture under the mask of each arm, and the pictures uint8 [1 + arms, H, W, 3], the candidate's first."""
-    backbone, _ = _tools()
+    backbone, _ = tools()
     conditioning = backbone.encode_prompt(text, "", GUIDANCE)
     with AttentionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
         attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
     with PredictionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         prediction = watch.maps(lambda step: candidate.latents[step][None])["P"]
-    image = _levels(backbone.decode(candidate.result[None]))
+    image = levels(backbone.decode(candidate.result[None]))
     verdict = check(image[0], parse(text))
     noise = torch.rand(1, *SIZE, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.avg_pool2d(noise[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
@@ -76,12 +78,13 @@ def _draw(text: str, seed: int) -> tuple[dict[str, float], np.ndarray]:
             backbone, conditioning, [candidate] * len(masks), torch.cat(list(masks.values())), [0] * len(masks),
             ResampleConfig(noise_step=step), STEPS,
         )  # fmt: skip
-        pictures.append(_levels(backbone.decode(torch.stack([r.result for r in refined]))))
+        pictures.append(levels(backbone.decode(torch.stack([r.result for r in refined]))))
         areas |= {f"{name} @ {step}": float(mask.float().mean()) for name, mask in masks.items()}
     return areas, np.concatenate(pictures)
 
 
-def _levels(images: np.ndarray) -> np.ndarray:
+def levels(images: np.ndarray) -> np.ndarray:
+    """Pictures in [0, 1] as uint8."""
     return np.rint(np.asarray(images) * 255).astype(np.uint8)
 
 
@@ -96,9 +99,9 @@ def _one(job: tuple[Path, str, int]) -> dict[str, Any]:
         arms, areas, pictures = kept["arms"].tolist(), kept["areas"].tolist(), kept["pictures"]
     return {
         "objects": len(parse(text).items),
-        "candidate": _judge(pictures[0], text),
+        "candidate": judge(pictures[0], text),
         "arms": {
-            arm: {"area": area, **_judge(picture, text)}
+            arm: {"area": area, **judge(picture, text)}
             for arm, area, picture in zip(arms, areas, pictures[1:], strict=True)
         },
     }
@@ -114,23 +117,29 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for band, (low, high) in BANDS.items():
         chosen = [r for r in rows if low <= r["objects"] <= high]
         base = {key: np.array([r["candidate"][key] for r in chosen]) for key in ("score", "objects", "scene")}
-        table[band] = {"prompts": len(chosen), "candidate": {key: _mean(v) for key, v in base.items()}, "arms": {}}
+        table[band] = {
+            "prompts": len(chosen),
+            "candidate": {key: mean_and_error(v) for key, v in base.items()},
+            "arms": {},
+        }
         for arm in rows[0]["arms"]:
             now = {key: np.array([r["arms"][arm][key] for r in chosen]) for key in base}
             better = now["score"] > base["score"]
             table[band]["arms"][arm] = {
                 "area": round(float(np.mean([r["arms"][arm]["area"] for r in chosen])), 3),
-                "accepted": _mean(better),
-                **{f"{key} change": _mean(now[key] - base[key]) for key in base},
+                "accepted": mean_and_error(better),
+                **{f"{key} change": mean_and_error(now[key] - base[key]) for key in base},
                 **{
-                    f"{key} change, verifier keeps the better": _mean(np.where(better, now[key] - base[key], 0))
+                    f"{key} change, verifier keeps the better": mean_and_error(
+                        np.where(better, now[key] - base[key], 0)
+                    )
                     for key in base
                 },
             }
     return table
 
 
-def _mean(values: np.ndarray) -> list[float]:
+def mean_and_error(values: np.ndarray) -> list[float]:
     """Mean and standard error."""
     return [round(float(np.mean(values)), 4), round(float(np.std(values) / max(1, len(values)) ** 0.5), 4)]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.cases import AttentionCase, Case, LatentCase, NoiseCase
+from bench.cases import AttentionCase, Case, LatentCase, NoiseCase, RegionCase
 
 PIXELS = (512, 1024, 2048)
 #: model -> (heads, pixels a token spans) of each level with attention; head dim 64 throughout.
@@ -20,7 +20,7 @@ ONE, MANY = 1, 8
 
 def cases() -> list[Case]:
     """Every case, op by op."""
-    return [*_cross(), *_self(), *_joint(), *_latents(), *_noise()]
+    return [*_cross(), *_self(), *_joint(), *_regions(), *_latents(), *_noise()]
 
 
 def _cross() -> list[Case]:
@@ -68,6 +68,23 @@ def _joint() -> list[Case]:
         )
         for pixels in PIXELS
     ]
+
+
+def _regions() -> list[Case]:
+    """FLUX and SDXL at 1024 pixels with a half and a fifth of the image's tokens, as a sparse step has them."""
+    flux, sdxl = (1024 // FLUX_PATCH) ** 2, (1024 // 16) ** 2
+    cases: list[Case] = []
+    for masked in (2048, 896):
+        fresh = FLUX_TEXT + masked
+        cases.append(
+            RegionCase(
+                "region_attention", "FLUX", 1024, ONE, torch.bfloat16, True, FLUX_HEADS, fresh, flux - masked, FLUX_DIM
+            )
+        )
+        cases.append(
+            RegionCase("region_attention", "SDXL", 1024, 2, torch.float16, True, 10, masked, sdxl - masked, UNET_DIM)
+        )
+    return cases
 
 
 def _latents() -> list[Case]:

@@ -57,7 +57,7 @@ def candidates(op: str, bits: int) -> list[Config]:
     keys = (32, 64, 128) if bits == 16 else (16, 32, 64)
     if op == "contrast_attention":
         choices = {"BLOCK_N": (32, *rows), "BLOCK_L": keys, "num_warps": (4, 8), "num_stages": (1, 2)}
-    elif op == "propagate_attention":
+    elif op in ("propagate_attention", "region_attention"):
         choices = {"BLOCK_N": rows, "BLOCK_M": keys, "num_warps": (4, 8), "num_stages": (1, 2, 3)}
     else:
         choices = {"BLOCK": (512, 1024, 2048, 4096), "num_warps": (2, 4, 8), "num_stages": (1,)}
@@ -68,6 +68,12 @@ def candidates(op: str, bits: int) -> list[Config]:
 def groups(op: str) -> list[Group]:
     """The rows to tune: the shapes of the runner's core cases, in both element sizes, at each bound of the table."""
     core = [case for case in shapes.cases() if case.op == op and case.core]
+    if op == "region_attention":
+        bounds = itertools.product((16, 32), ((64, 64), (128, 128), (256, 160)))
+        return [
+            Group(op, op, bits, bound, UNBOUNDED, tuple(dataclasses.replace(_in_dtype(c, bits), dim=dim) for c in core))
+            for bits, (bound, dim) in bounds
+        ]  # fmt: skip
     attention = [case for case in core if isinstance(case, AttentionCase)]
     if not attention:
         sizes = (32,) if op == "philox_normal" else (16, 32)

@@ -6,6 +6,7 @@ from lotts.kernels.dispatch import available_implementations
 from lotts.kernels.inject_noise import inject_noise
 from lotts.kernels.philox_normal import philox_normal
 from lotts.kernels.propagate_attention import propagate_attention
+from lotts.kernels.region_attention import region_attention
 
 __all__ = [
     "available_implementations",
@@ -14,4 +15,5 @@ __all__ = [
     "inject_noise",
     "philox_normal",
     "propagate_attention",
+    "region_attention",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,10 @@ class Cost:
 
     ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample. ``localization_rows`` are
     those spent on nothing but finding defects. ``tokens``: latent cells computed in all of these rows.
+
+    ``sparse_rows`` of the network's rows computed a region alone; each adds to ``tokens`` the share of a whole row's
+    multiplications and additions that it took. ``stored_bytes``: the most that was kept of the background for them. ``notes``:
+    what was asked for and done otherwise.
 
     ``stages``: seconds by stage, out of ``STAGES``. What attention is read beside a forward pass is part of that pass:
     "localise" is what comes after it, making maps of what was read and the rows that do nothing else. ``peak_bytes``: the most
@@ -32,12 +37,27 @@ class Cost:
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     peak_bytes: int | None = None
+    sparse_rows: int = 0
+    stored_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def denoised(self, rows: int, localization_rows: int, cells: int) -> None:
         """Rows of latents of ``cells`` cells, all computed."""
         self.network_rows += rows
         self.localization_rows += localization_rows
         self.tokens += (rows + localization_rows) * cells
+
+    def spare(self, rows: int, cells: int, share: float) -> None:
+        """Of rows that are counted as ``cells`` cells each, only ``share`` was computed."""
+        self.sparse_rows += rows
+        self.tokens -= round(rows * cells * (1 - share))
+
+    def tell(self, note: str, *, loud: bool = True) -> None:
+        """Keep a note, and warn of it the first time; not ``loud``: it says what happens, not that something did not."""
+        if note not in self.notes:
+            self.notes.append(note)
+            if loud:
+                warnings.warn(note, stacklevel=3)
 
     @property
     def nfe(self) -> int:

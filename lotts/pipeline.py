@@ -58,6 +58,9 @@ class LoTTS:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         dilate: int = 0,
         soft_ring: int = 0,
+        sparse: str = "dense",
+        refresh_every: int | None = None,
+        sparse_offload: bool = False,
         pixel_paste: bool = False,
         batch_size: int = 1,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
@@ -72,7 +75,7 @@ class LoTTS:
             mask_ratio: share of the picture resampled, in (0, 1] (the paper's r = 0.5).
             noise_step: step t0, counted from pure noise, where a refinement starts; default: half of the steps.
             guidance_scale, true_cfg_scale, negative_prompt: as the pipeline itself takes them; default: its own default.
-            background, global_steps, dilate, soft_ring: see ``ResampleConfig``.
+            background, global_steps, dilate, soft_ring, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
             generator: its seed s gives candidates s, s + 1, ...; candidate i is the picture that ``pipe`` itself makes
                 with ``torch.Generator().manual_seed(s + i)``. A list gives one generator a candidate. Default: a random seed.
             pixel_paste: keep the candidate's own pixels outside the mask, feathered at the seam.
@@ -96,6 +99,7 @@ class LoTTS:
         """Noise initiation and defect localisation: one denoised candidate a seed, and its heatmaps [B, h, w]."""
         done: list[Trajectory] = []
         maps: list[Heatmaps] = []
+        traced = request.tracer(len(request.seeds))
         for seeds in request.batches(request.seeds):
             with request.watch(seeds) as watch:
                 with request.meter.stage("denoise"):
@@ -107,6 +111,7 @@ class LoTTS:
                         request.steps,
                         watch=watch.step,
                         on_step=request.on_step("candidate"),
+                        trace=traced(len(seeds)),
                     )
                 with request.meter.stage("localise"):
                     maps.append(watch.maps(functools.partial(_latents_at, batch)))

@@ -40,6 +40,9 @@ def repair(
     generator: torch.Generator | None = None,
     dilate: int = 0,
     soft_ring: int = 0,
+    sparse: str = "dense",
+    refresh_every: int | None = None,
+    sparse_offload: bool = False,
     pixel_paste: bool = True,
     batch_size: int = 1,
     callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
@@ -54,6 +57,7 @@ def repair(
         mask: where to resample (white, True or > 0.5), as large as the picture or as the latent grid; None: find it.
         pixel_paste: keep the picture's own pixels outside the mask. Without it they pass through the autoencoder.
         background: "fixed", "fresh" or "clean"; there is no recorded run to "replay".
+        sparse: "dense" or "stale"; there is no recorded run to "trace".
 
     The other arguments are those of ``LoTTS``. The output's first sample is the picture itself (kind "original"), its
     ``improvement`` says by how much the best refinement outscores it.
@@ -68,6 +72,8 @@ def repair(
         raise ValueError(
             "expected background 'fixed', 'fresh' or 'clean': a given picture has no recorded run to replay"
         )
+    if sparse == "trace":
+        raise ValueError("expected sparse 'dense' or 'stale': a given picture has no recorded run to trace")
     size = backbone.latent_size(height, width)
     region = None if mask is None else _region(mask, size, (height, width))
     request = Request.build(
@@ -90,6 +96,9 @@ def repair(
         generator=generator,
         dilate=dilate,
         soft_ring=soft_ring,
+        sparse=sparse,
+        refresh_every=refresh_every,
+        sparse_offload=sparse_offload,
         pixel_paste=pixel_paste,
         batch_size=batch_size,
         callback_on_step_end=callback_on_step_end,

@@ -17,6 +17,7 @@ from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best
 from lotts.paste import paste
 from lotts.resample import OnStep, ResampleConfig, Trajectory, grow, refine
 from lotts.sources import Heatmaps, MapSource, Watch
+from lotts.sparse import Trace, plan_trace
 from lotts.verifiers import Judge, score
 
 T = TypeVar("T")
@@ -143,6 +144,15 @@ class Request:
         """Network rows of so many samples and steps."""
         return samples * steps * (2 if self.text.guided else 1)
 
+    def tracer(self, samples: int) -> Callable[[int], Trace | None]:
+        """Makes the trace of a batch of candidates, of ``samples`` in all; None where refinements need none or it does not fit."""
+        steps = self.resample.masked_steps(self.steps)
+        wanted = self.resample.sparse == "trace" and self.num_refinements and steps
+        if not wanted or self.backbone.linear_update(steps[-1]) is None:
+            return lambda batch: None
+        rows, offload = self.rows(samples, 1), self.resample.sparse_offload
+        return plan_trace(self.backbone, self.size, steps, rows, offload, self.cost) or (lambda batch: None)
+
     def batches(self, items: Sequence[T]) -> Iterator[list[T]]:
         for start in range(0, len(items), self.batch_size):
             yield list(items[start : start + self.batch_size])
@@ -183,6 +193,7 @@ class Request:
                     self.resample,
                     self.steps,
                     on_step=self.on_step("refinement"),
+                    cost=self.cost,
                 )
             self.charge(len(batch), self.steps - self.resample.noise_step)
             out += [(parent, k, trajectory) for (parent, k), trajectory in zip(batch, refined, strict=True)]

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from lotts.backbones import Backbone, Conditioning, LinearUpdate
+from lotts.cost import Cost
 from lotts.kernels import blend_step, inject_noise
+from lotts.sparse import Trace, plan
+from lotts.sparse.config import check as check_sparse
 
 BACKGROUNDS = ("replay", "fixed", "fresh", "clean")
 
@@ -29,6 +32,10 @@ class ResampleConfig:
             without noise (``clean``).
         dilate: grow the mask by this many latent cells.
         soft_ring: cells around the mask that join the refinement one after the other, so that the seam is gradual.
+        sparse: what a masked step computes: everything (``dense``), or the masked tokens beside keys and values of the others that
+            were kept from the last dense step (``stale``) or from the candidate's own run (``trace``). See docs/sparse.md.
+        refresh_every: with ``stale``, every how many masked steps one is dense; None: the first and one midway.
+        sparse_offload: keep them in the CPU's memory.
     """
 
     noise_step: int
@@ -36,14 +43,22 @@ class ResampleConfig:
     background: str = "replay"
     dilate: int = 0
     soft_ring: int = 0
+    sparse: str = "dense"
+    refresh_every: int | None = None
+    sparse_offload: bool = False
 
     def __post_init__(self) -> None:
+        check_sparse(self.sparse, self.refresh_every, self.sparse_offload)
         if self.background not in BACKGROUNDS:
             raise ValueError(f"expected background to be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
         for name in ("noise_step", "global_steps", "dilate", "soft_ring"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ValueError(f"expected {name} to be a whole number from 0 up, got {value!r}")
+
+    def masked_steps(self, num_inference_steps: int) -> range:
+        """The steps that denoise inside the mask alone; global integration follows."""
+        return range(self.noise_step, num_inference_steps - self.global_steps)
 
     def check_schedule(self, num_inference_steps: int) -> None:
         if self.noise_step >= num_inference_steps:
@@ -62,10 +77,12 @@ class Trajectory:
     """One sample's way through the sampler.
 
     ``latents[i]`` [C, h, w] enter step i; the last entry is the result. Steps before ``first`` were not kept (None).
+    ``trace``: what its run left of the network's keys and values, where that was recorded, and its row there.
     """
 
     seed: int
     latents: list[torch.Tensor | None]
+    trace: tuple[Trace, int] | None = None
 
     @property
     def result(self) -> torch.Tensor:
@@ -94,6 +111,7 @@ def denoise(
     latents: torch.Tensor | None = None,
     watch: Watch | None = None,
     on_step: OnStep | None = None,
+    trace: Trace | None = None,
 ) -> list[Trajectory]:
     """Denoise one candidate a seed (one batch) and keep the latents of every step.
 
@@ -102,6 +120,7 @@ def denoise(
         latents: initial noise [B, C, h, w] instead of what the seeds give.
         watch: context entered around the prediction of step i from its latents (attention capture).
         on_step: called with (step, latents) after each step; may return replacement latents.
+        trace: records the run for sparse refinements of it.
     """
     if latents is None:
         latents = torch.cat([backbone.initial_latents(seed, size) for seed in seeds])
@@ -112,12 +131,15 @@ def denoise(
     text, steps = text.repeat(len(seeds)), [latents]
     backbone.restart(num_inference_steps, 0, size)
     for step in range(num_inference_steps):
-        with watch(step, latents) if watch else nullcontext():
+        with watch(step, latents) if watch else nullcontext(), trace.step(step) if trace else nullcontext():
             prediction = backbone.predict(latents, step, text)
         # The scheduler's own arithmetic: candidates are the stock pipeline's pictures bit for bit.
         latents = _shown(on_step, step, backbone.step(prediction, step, latents, generators))
         steps.append(latents)
-    return [Trajectory(seed, [entry[i].clone() for entry in steps]) for i, seed in enumerate(seeds)]
+    return [
+        Trajectory(seed, [entry[i].clone() for entry in steps], (trace, i) if trace else None)
+        for i, seed in enumerate(seeds)
+    ]
 
 
 def refine(
@@ -131,10 +153,11 @@ def refine(
     *,
     watch: Watch | None = None,
     on_step: OnStep | None = None,
+    cost: Cost | None = None,
 ) -> list[Trajectory]:
     """Resample ``masks`` (bool [B, h, w]) of B candidates, one batch; ``indices[b]`` tells refinements of one candidate apart.
 
-    A row whose mask is empty comes back as it was.
+    A row whose mask is empty comes back as it was. ``cost`` is told what sparse steps spared, and which were dense after all.
     """
     n, t0 = num_inference_steps, config.noise_step
     config.check_schedule(n)
@@ -151,13 +174,26 @@ def refine(
     latents = inject_noise(behind.x0, injected, behind(t0), seeds, signal=signal, noise=noise)[:, 0]
     steps: list[torch.Tensor | None] = [None] * t0 + [latents]
 
+    sparse = plan(
+        backbone,
+        change >= 0,
+        text,
+        config.masked_steps(n),
+        mode=config.sparse,
+        refresh_every=config.refresh_every,
+        offload=config.sparse_offload,
+        traces=[candidate.trace for candidate in candidates],
+        cost=Cost() if cost is None else cost,
+    )
     text = text.repeat(len(candidates))
     seeds = _seeds(candidates, indices, "step", latents.device)
     for step in range(t0, n):
-        with watch(step, latents) if watch else nullcontext():
+        masked = step in config.masked_steps(n)
+        partly = sparse.step(step) if sparse is not None and masked else nullcontext()
+        with watch(step, latents) if watch else nullcontext(), partly:
             rows = backbone.predict_rows(latents, step, text)
         blend: dict[str, Any] = {}
-        if step < n - config.global_steps:  # masked refinement; afterwards global integration
+        if masked:  # masked refinement; afterwards global integration
             inside = change >= 1 - (step + 1 - t0) / (n - t0)
             blend = {"mask": inside[:, None].to(torch.float32), **behind.parts(step + 1)}
         latents = _shown(on_step, step, _advance(backbone, rows, step, latents, text, seeds, blend))

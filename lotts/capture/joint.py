@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from lotts.capture.grids import match_rows
+from lotts.capture.patch import replaced
 
 if TYPE_CHECKING:
     from lotts.capture.recorder import AttentionRecorder
@@ -80,20 +81,11 @@ def joint_stream(model: nn.Module, recorder: AttentionRecorder) -> Iterator[None
                 _append_probes(recorder, kwargs)
         return original(**kwargs)
 
-    # Instance attributes, as offloading sets them too; what was there comes back.
-    replaced = {"forward": forward, "cache_context": passes.cache_context}
-    before = {name: model.__dict__[name] for name in replaced if name in model.__dict__}
     try:
-        for name, item in replaced.items():
-            object.__setattr__(model, name, item)
-        yield
+        with replaced(model, forward=forward, cache_context=passes.cache_context):
+            yield
     finally:
         recorder.stream = None
-        for name in replaced:
-            if name in before:
-                object.__setattr__(model, name, before[name])
-            else:
-                object.__delattr__(model, name)
 
 
 class _Passes:

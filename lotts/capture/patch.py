@@ -84,6 +84,8 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 def unsupported_reason(attn: nn.Module) -> str | None:
     """Why this module's attention cannot be routed through a handler, or None when it can."""
     processor_class: Any = type(attn.processor)
+    if hasattr(processor_class, "_lotts_hook"):  # routed already
+        processor_class = processor_class.__base__
     call = processor_class.__call__
     if not isinstance(call, FunctionType) or not call.__module__.startswith("diffusers."):
         return f"{processor_class.__name__} is not one of diffusers' attention processors"
@@ -115,10 +117,17 @@ def patched_attention(model: nn.Module, handlers: Mapping[str, AttentionHandler]
         if reason is not None:
             raise ValueError(f"cannot patch {name!r}: {reason}")
 
+    with _swapped(modules, handlers):
+        yield
+
+
+@contextmanager
+def _swapped(modules: Mapping[str, nn.Module], handlers: Mapping[str, AttentionHandler]) -> Iterator[None]:
+    """`patched_attention` without its checks."""
     swapped: list[tuple[nn.Module, Any, Any]] = []
     try:
         for name, handler in handlers.items():
-            attn = modules[name]
+            attn: Any = modules[name]
             original: Any = attn.processor
             # One instance may serve all layers, hence a copy for each; a shallow one, so that the parameters of a
             # processor which is a module (IP-Adapter) are shared.
@@ -133,6 +142,63 @@ def patched_attention(model: nn.Module, handlers: Mapping[str, AttentionHandler]
             type(patched)._lotts_hook.handler = None
             if attn.processor is patched:
                 attn.processor = original
+
+
+@contextmanager
+def overheard_attention(model: nn.Module, listeners: Mapping[str, AttentionHandler]) -> Iterator[None]:
+    """As `patched_attention`, for handlers that change nothing: within a capture they stand before its handlers.
+
+    A listener's `native` is then what the capture does with the call.
+    """
+    modules, before, others = attention_modules(model), dict[_Hook, AttentionHandler | None](), {}
+    try:
+        for name, listener in listeners.items():
+            hook = getattr(type(modules[name].processor), "_lotts_hook", None)
+            if hook is None:
+                others[name] = listener
+            else:
+                before[hook], hook.handler = hook.handler, _Overheard(listener, hook.handler)
+        with _swapped(modules, others):
+            yield
+    finally:
+        for hook, handler in before.items():
+            hook.handler = handler
+
+
+class _Overheard:
+    """A listener before the handler of a capture."""
+
+    def __init__(self, listener: AttentionHandler, handler: AttentionHandler | None) -> None:
+        self.listener, self.handler = listener, handler
+
+    def attend(self, native, query, key, value, *args, **kwargs):
+        handler = self.handler
+        inner = native if handler is None else functools.partial(handler.attend, native)
+        return self.listener.attend(inner, query, key, value, *args, **kwargs)
+
+
+@contextmanager
+def replaced(module: nn.Module, **attributes: Any) -> Iterator[None]:
+    """Within the context ``module`` has these instance attributes, such as ``forward``; afterwards what was there before.
+
+    Offloading sets instance attributes too, so that a method replaced on the class would not be called.
+    """
+    before = {name: module.__dict__[name] for name in attributes if name in module.__dict__}
+    try:
+        for name, item in attributes.items():
+            object.__setattr__(module, name, item)
+        yield
+    finally:
+        for name in attributes:
+            if name in before:
+                object.__setattr__(module, name, before[name])
+            else:
+                object.__delattr__(module, name)
+
+
+def is_patched(model: nn.Module) -> bool:
+    """Whether an attention module of ``model`` hands its calls to a handler at this moment."""
+    return any(hasattr(type(attn.processor), "_lotts_hook") for attn in attention_modules(model).values())
 
 
 def _patched_class(attn: nn.Module, processor_class: type) -> tuple[type, _Hook]:

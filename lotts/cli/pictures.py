@@ -99,6 +99,9 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, A
         "background": args.background,
         "global_steps": args.global_steps,
         "generator": torch.Generator().manual_seed(args.seed),
+        "sparse": args.sparse,
+        "refresh_every": args.refresh_every,
+        "sparse_offload": args.sparse_offload,
         "pixel_paste": args.pixel_paste,
     }
     context = {
@@ -148,6 +151,7 @@ def summary(output: LoTTSOutput) -> str:
         lines.append(f"{index:3}  {sample.score:<7.4g}  {name}{mark}")
     first = "the original" if output.samples[0].kind == "original" else "the best candidate"
     lines.append(f"{output.improvement:+.4g} over {first}, {output.cost.nfe} NFE, {output.cost.seconds:.1f} s")
+    lines += output.cost.notes
     return "\n".join(lines)
 
 

@@ -22,9 +22,16 @@ def lotts_chain(
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
+    sparse: str = "dense",
+    refresh_every: int | None = None,
+    sparse_offload: bool = False,
 ) -> LoTTSOutput:
-    """Draw ``num_candidates`` pictures; from then on refine the best so far, where it is weakest, and keep what is better."""
-    config = resample_config(pool.request.steps, noise_step, background, global_steps)
+    """Draw ``num_candidates`` pictures; from then on refine the best so far, where it is weakest, and keep what is better.
+
+    ``background``, ``global_steps``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
+    """
+    steps, sparsity = pool.request.steps, (sparse, refresh_every, sparse_offload)
+    config = resample_config(steps, noise_step, background, global_steps, *sparsity)
     check_ratio(mask_ratio)
     pool.candidates(num_candidates)
     while pool.refine([pool.best], pool.mask(pool.best, mask_ratio), config):
@@ -71,6 +78,9 @@ def lotts_adaptive(
     background: str = "replay",
     global_steps: int = 2,
     least_gain: float = 0.0,
+    sparse: str = "dense",
+    refresh_every: int | None = None,
+    sparse_offload: bool = False,
 ) -> LoTTSOutput:
     """Spend each unit of compute on the action that is expected to raise the best score most for what it costs.
 
@@ -83,10 +93,14 @@ def lotts_adaptive(
 
     Args:
         noise_shares: where refinements may start, as shares of the steps counted from pure noise.
+        background, global_steps, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
     """
-    steps = pool.request.steps
+    steps, sparsity = pool.request.steps, (sparse, refresh_every, sparse_offload)
     settings = [
-        (ratio, resample_config(steps, min(int(share * steps), steps - global_steps), background, global_steps))
+        (
+            ratio,
+            resample_config(steps, min(int(share * steps), steps - global_steps), background, global_steps, *sparsity),
+        )
         for ratio in mask_ratios
         for share in noise_shares
     ]
@@ -126,11 +140,11 @@ def _actions(
         found.append((expected_improvement(*pictures.belief(), best) / pool.rows(steps), NEW))
     leaders = sorted(range(len(pool)), key=lambda i: (-pool.drawn[i].score, i))[:2]
     for chosen, (_, config) in enumerate(settings):
-        left = steps - config.noise_step
-        if not pool.affords(left):
+        left, localise = steps - config.noise_step, config.sparse == "dense"
+        if not pool.affords(left, localise):
             continue
         mean, std = changes[chosen].belief()
         for parent in leaders:
             gain = expected_improvement(pool.drawn[parent].score + mean, std, best)
-            found.append((gain / pool.rows(left), (parent, chosen)))
+            found.append((gain / pool.rows(left, localise), (parent, chosen)))
     return found

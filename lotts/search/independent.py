@@ -19,18 +19,22 @@ def lotts(
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
+    sparse: str = "dense",
+    refresh_every: int | None = None,
+    sparse_offload: bool = False,
 ) -> LoTTSOutput:
     """``num_candidates`` pictures and ``num_refinements`` of each (the paper's 3 and 2 make its N = 9).
 
     ``num_candidates``: by default as many as the budget gives refinements to. What is left of it goes to more refinements.
+    ``background``, ``global_steps``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
     steps = pool.request.steps
-    config = resample_config(steps, noise_step, background, global_steps)
+    config = resample_config(steps, noise_step, background, global_steps, sparse, refresh_every, sparse_offload)
     check_ratio(mask_ratio)
     if num_refinements < 1:
         raise ValueError(f"expected num_refinements from 1, got {num_refinements}: without any it is best_of_n")
     if num_candidates is None:
-        num_candidates = _candidates_for(pool, num_refinements, steps - config.noise_step)
+        num_candidates = _candidates_for(pool, num_refinements, config)
     parents = pool.candidates(num_candidates)
     while True:
         # One refinement of each in turn, so that a budget that ends early leaves all alike.
@@ -42,14 +46,31 @@ def lotts(
     )
 
 
-def resample_config(steps: int, noise_step: int | None, background: str, global_steps: int) -> ResampleConfig:
+def resample_config(
+    steps: int,
+    noise_step: int | None,
+    background: str,
+    global_steps: int,
+    sparse: str,
+    refresh_every: int | None,
+    sparse_offload: bool,
+) -> ResampleConfig:
     """The refinement's setting, checked against the schedule; by default it starts half way."""
-    config = ResampleConfig(steps // 2 if noise_step is None else noise_step, global_steps, background)
+    config = ResampleConfig(
+        steps // 2 if noise_step is None else noise_step,
+        global_steps,
+        background,
+        sparse=sparse,
+        refresh_every=refresh_every,
+        sparse_offload=sparse_offload,
+    )
+    if config.sparse == "trace":
+        raise ValueError("expected sparse 'dense' or 'stale' in a search: its candidates' runs are not traced")
     config.check_schedule(steps)
     return config
 
 
-def _candidates_for(pool: Pool, num_refinements: int, refinement_steps: int) -> int:
+def _candidates_for(pool: Pool, num_refinements: int, config: ResampleConfig) -> int:
     """How many candidates fit together with their refinements; at least one."""
     budget, (height, width) = pool.budget, pool.request.size
     if budget.unit == "seconds":
@@ -57,4 +78,6 @@ def _candidates_for(pool: Pool, num_refinements: int, refinement_steps: int) -> 
     if budget.unit == "samples":
         return max(1, int(budget.amount // (1 + num_refinements)))
     rows = budget.amount / (height * width) if budget.unit == "tokens" else budget.amount
-    return max(1, int(rows // (pool.rows(pool.request.steps) + num_refinements * pool.rows(refinement_steps))))
+    steps = pool.request.steps
+    refinement = pool.rows(steps - config.noise_step, config.sparse == "dense")
+    return max(1, int(rows // (pool.rows(steps) + num_refinements * refinement)))

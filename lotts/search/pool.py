@@ -60,18 +60,20 @@ class Pool:
 
     # --- what it costs
 
-    def rows(self, steps: int) -> int:
-        """Network rows of one sample over so many steps, localisation included."""
-        return self.request.rows(1, steps) + self._localization_rows
+    def rows(self, steps: int, localise: bool = True) -> int:
+        """Network rows of one sample over so many steps, localisation included where it is localised."""
+        return self.request.rows(1, steps) + (self._localization_rows if localise else 0)
 
     @functools.cached_property
     def _localization_rows(self) -> int:
         return self.request.source.rows(self.request.steps) if self.localise else 0
 
-    def affords(self, steps: int) -> int:
+    def affords(self, steps: int, localise: bool = True) -> int:
         """How many more samples of so many steps fit in the budget."""
         height, width = self.request.size
-        return self.budget.affords(self.request.meter.read(), len(self), rows=self.rows(steps), cells=height * width)
+        return self.budget.affords(
+            self.request.meter.read(), len(self), rows=self.rows(steps, localise), cells=height * width
+        )
 
     # --- drawing
 
@@ -106,18 +108,21 @@ class Pool:
         return out
 
     def refine(self, parents: Sequence[int], masks: torch.Tensor, config: ResampleConfig) -> list[int]:
-        """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices."""
+        """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices.
+
+        Sparse refinements are not localised while they run, which would take dense steps: they inherit their parents' maps.
+        """
         request, out = self.request, list[int]()
-        steps = request.steps - config.noise_step
+        steps, localise = request.steps - config.noise_step, self.localise and config.sparse == "dense"
         for batch in request.batches(range(len(parents))):
-            batch = batch[: self.affords(steps)]
+            batch = batch[: self.affords(steps, localise)]
             if not batch:
                 break
             chosen = [parents[i] for i in batch]
             numbers = [self._number(parent) for parent in chosen]
             befores = [self.drawn[parent].trajectory for parent in chosen]
             seeds = [self._refined_seed(parent, number) for parent, number in zip(chosen, numbers, strict=True)]
-            with request.watch(seeds) if self.localise else _Unwatched() as watch:
+            with request.watch(seeds) if localise else _Unwatched() as watch:
                 with request.meter.stage("refine"):
                     refined = refine(
                         request.backbone,
@@ -127,8 +132,9 @@ class Pool:
                         numbers,
                         config,
                         request.steps,
-                        watch=watch.step if self.localise else None,
+                        watch=watch.step if localise else None,
                         on_step=request.on_step("refinement"),
+                        cost=request.cost,
                     )
                 # Before it began its past is its parent's: that is what a refinement of it replays.
                 done = [

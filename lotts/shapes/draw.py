@@ -81,10 +81,10 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     # order, and any place that honours the relations.
     while True:
         around = _free_centres(len(radii), rng) if scene.kind == "free" else _related_centres(scene.relations, rng)
-        spots = [
-            Placed(*(float(np.clip(c * SIDE, radius + 3, SIDE - radius - 3)) for c in centre), radius)
-            for centre, radius in zip(around, radii, strict=True)
-        ]
+        spots = []
+        for centre, radius in zip(around, radii, strict=True):
+            x, y = (float(np.clip(at * SIDE, radius + 3, SIDE - radius - 3)) for at in centre)
+            spots.append(Placed(x, y, radius))
         kept = all(holds(relation, spots[0], spots[i + 1]) for i, relation in enumerate(scene.relations))
         if kept and _apart(spots):
             return spots

@@ -143,7 +143,7 @@ def _cells(scene: Scene, drawing: Drawing, stray: tuple[np.ndarray, int] | None)
     cover = objects.reshape(-1, GRID, size, GRID, size).mean((2, 4)).reshape(len(objects), -1)
     owner = np.where(cover.max(0) > 0.25, cover.argmax(0), len(objects))
     colour, shape, _ = np.array([*kinds, [len(COLOURS), len(SHAPES), 0]])[owner].T
-    return np.stack([colour, shape, _hurt(damage)])
+    return np.stack([colour, shape, _hurt(np.asarray(damage))])
 
 
 def _hurt(damage: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ def judged(image: np.ndarray, text: str) -> Picture:
     seen = np.where(known, attributes(scene), IGNORE)
     placed = [Placed(*o.centre, o.radius or 0.0) if o.centre else None for o in verdict.objects]
     cells = np.full((3, GRID * GRID), IGNORE)
-    cells[2] = _hurt(verdict.damage.any(0))
+    cells[2] = _hurt(np.asarray(verdict.damage.any(0)))
     return Picture(image, scene, right, int(verdict.extras == 0), seen, placed, cells, exact=True)
 
 

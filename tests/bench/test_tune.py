@@ -60,7 +60,15 @@ def test_rows_are_sorted_narrowest_first():
 
 
 def test_every_row_has_cases_within_its_bounds():
-    for op in ("contrast_attention", "propagate_attention", "inject_noise", "blend_step", "philox_normal"):
+    ops = (
+        "contrast_attention",
+        "propagate_attention",
+        "region_attention",
+        "inject_noise",
+        "blend_step",
+        "philox_normal",
+    )
+    for op in ops:
         for group in tune.groups(op):
             assert group.cases, group
             for case in group.cases:

@@ -1,0 +1,145 @@
+"""What sparse refinements lose to dense ones on the embedded pipeline: ``python -m bench sparse_quality --prompts 256``.
+
+For each held-out prompt one candidate is drawn and refined several times under the method's own mask, at each mask share
+densely and in every sparse way, with the same injected noise. Reported against the dense refinement with the same noise: the
+difference in the verifier's score and in the exact checker's verdict, with standard errors over prompts; how often the verifier puts two
+refinements of a candidate in the same order; PSNR inside the mask, in pixels; and the mean share of a dense step's
+multiplications and additions that a masked step took. Results are appended prompt by prompt to a JSON-lines file (an
+interrupted run resumes) and summarised into a JSON beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.record import environment, write_json
+from bench.refinement import GUIDANCE, SIZE, STEPS, judge, levels, mean_and_error, tools
+from lotts.cost import Cost
+from lotts.localize import quality_mask
+from lotts.resample import ResampleConfig, denoise, refine
+from lotts.shapes.sampling import held_out_scenes, on_all_cores
+from lotts.sources import AttentionSource
+from lotts.sparse import Trace
+
+RATIOS = (0.5, 0.2)
+NOISE_STEP, REFINEMENTS = 8, 3
+#: Ways to refine: fields of ``ResampleConfig`` by name. The first is what the others are compared with.
+WAYS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "stale, one midway": {"sparse": "stale"},
+    "stale, never again": {"sparse": "stale", "refresh_every": 1000},
+    "stale, every 4": {"sparse": "stale", "refresh_every": 4},
+    "stale, every 2": {"sparse": "stale", "refresh_every": 2},
+    "trace": {"sparse": "trace"},
+}
+
+
+@torch.no_grad()
+def one(job: tuple[int, str, int, int]) -> dict[str, Any]:
+    """One prompt's row: ``job`` is its index, the prompt, the candidate's seed and the number of steps."""
+    index, text, seed, steps = job
+    backbone, _ = tools()
+    start = NOISE_STEP * steps // STEPS
+    conditioning = backbone.encode_prompt(text, "", GUIDANCE)
+    config = ResampleConfig(noise_step=start)
+    trace = Trace(backbone, SIZE, config.masked_steps(steps), 1, offload=False)
+    with AttentionSource().watch(backbone, text, [0], SIZE, steps, conditioning) as watch:
+        (candidate,) = denoise(backbone, conditioning, [seed], SIZE, steps, watch=watch.step, trace=trace)
+        attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
+    row: dict[str, Any] = {"index": index, "arms": {}}
+    for ratio in RATIOS:
+        mask = quality_mask(attention, ratio)
+        pixels = mask[0].repeat_interleave(backbone.cell, 0).repeat_interleave(backbone.cell, 1).cpu().numpy()
+        dense: list[np.ndarray] = []
+        for way, fields in WAYS.items():
+            cost = Cost()
+            refined = [
+                refine(backbone, conditioning, [candidate], mask, [k], ResampleConfig(noise_step=start, **fields), steps,
+                       cost=cost)[0]
+                for k in range(REFINEMENTS)
+            ]  # fmt: skip
+            images = list(backbone.decode(torch.stack([r.result for r in refined])))
+            dense = dense or images
+            rows = REFINEMENTS * len(config.masked_steps(steps)) * 2
+            row["arms"][f"{way} @ {ratio:g}"] = {
+                "verdicts": [judge(image, text) for image in levels(images)],
+                "psnr": [_psnr(a[pixels], b[pixels]) for a, b in zip(images, dense, strict=True)],
+                "share": 1 + cost.tokens / (rows * mask[0].numel()),
+            }
+    return row
+
+
+def _psnr(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Peak signal-to-noise ratio of values in [0, 1], in dB; None where the two are the same."""
+    error = float(np.mean((a - b) ** 2))
+    return None if error == 0 else -10 * float(np.log10(error))
+
+
+def work(jobs: list[tuple[int, str, int, int]]) -> list[dict[str, Any]]:
+    return [one(job) for job in jobs]
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """For every way and ratio: differences to dense with standard errors over prompts, rank agreement, PSNR, share."""
+    table: dict[str, Any] = {}
+    for arm in rows[0]["arms"]:
+        base = f"dense @ {arm.split(' @ ')[1]}"
+        differences: dict[str, list[float]] = {key: [] for key in ("score", "objects", "scene")}
+        agreement, psnr = [], []
+        for row in rows:
+            now, then = row["arms"][arm]["verdicts"], row["arms"][base]["verdicts"]
+            for key, values in differences.items():
+                values.append(float(np.mean([a[key] - b[key] for a, b in zip(now, then, strict=True)])))
+            pairs = itertools.combinations(range(len(now)), 2)
+            same = [(now[i]["score"] > now[j]["score"]) == (then[i]["score"] > then[j]["score"]) for i, j in pairs]
+            agreement.append(float(np.mean(same)))
+            psnr += [value for value in row["arms"][arm]["psnr"] if value is not None]
+        table[arm] = {
+            **{f"{key} difference": mean_and_error(np.array(values)) for key, values in differences.items()},
+            "rank agreement": mean_and_error(np.array(agreement)),
+            "psnr inside the mask": mean_and_error(np.array(psnr)) if psnr else None,
+            "share of a dense step": round(float(np.mean([row["arms"][arm]["share"] for row in rows])), 4),
+        }
+    return table
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench sparse_quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"denoising steps (default {STEPS})")
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument(
+        "--rows", type=Path, default=Path("runs/sparse_quality.jsonl"), help="one line a prompt; resumed"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench/results/sparse_quality.json"))
+    parser.add_argument("--processes", type=int)
+    arguments = parser.parse_args(argv)
+    scenes = held_out_scenes(arguments.prompts, arguments.seed)
+    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
+    done = {row["index"] for row in rows}
+    jobs = [
+        (i, text, arguments.seed * 20_011 + i, arguments.steps) for i, (_, text) in enumerate(scenes) if i not in done
+    ]
+    arguments.rows.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.rows.open("a", encoding="utf-8") as log:
+        for start in range(0, len(jobs), 16):
+            for row in on_all_cores(work, jobs[start : start + 16], chunk=2, processes=arguments.processes):
+                rows.append(row)
+                log.write(json.dumps(row) + "\n")
+            log.flush()
+    if not rows:
+        parser.error("--prompts: expected at least one")
+    report = {"environment": environment(), "prompts": len(rows), "steps": arguments.steps, "arms": summarise(rows)}
+    write_json(arguments.out, report)
+    for arm, figures in report["arms"].items():
+        print(f"{arm:24s} " + "  ".join(f"{name}: {value}" for name, value in figures.items()))
+    return 0

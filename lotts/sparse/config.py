@@ -1,0 +1,26 @@
+"""How sparse a refinement is: what ``ResampleConfig`` says of it, checked."""
+
+from __future__ import annotations
+
+MODES = ("dense", "stale", "trace")
+
+
+def check(sparse: str, refresh_every: int | None, sparse_offload: bool) -> None:
+    """ValueError unless the three go together."""
+    if sparse not in MODES:
+        raise ValueError(f"expected sparse to be one of {', '.join(MODES)}, got {sparse!r}")
+    whole = isinstance(refresh_every, int) and not isinstance(refresh_every, bool)
+    if refresh_every is not None and (not whole or refresh_every < 1):
+        raise ValueError(f"expected refresh_every to be None or a whole number from 1 up, got {refresh_every!r}")
+    if refresh_every is not None and sparse != "stale":
+        raise ValueError(f"expected refresh_every with sparse='stale' alone, got it with sparse={sparse!r}")
+    if not isinstance(sparse_offload, bool):
+        raise ValueError(f"expected sparse_offload to be True or False, got {sparse_offload!r}")
+
+
+def record_steps(first: int, stop: int, refresh_every: int | None) -> list[int]:
+    """Which of the masked steps ``first`` to ``stop`` run on all tokens and are recorded: the first, and then every so many.
+
+    None means the first and one midway.
+    """
+    return list(range(first, stop, refresh_every or max(1, -(-(stop - first) // 2))))
