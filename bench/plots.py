@@ -72,7 +72,7 @@ def refinement() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.6))
     columns = ("objects change", "objects change, verifier keeps the better")
     for axis, column in zip(axes, columns, strict=True):
-        for index, (mask, colour) in enumerate(zip(masks, COLOURS, strict=True)):
+        for index, (mask, colour) in enumerate(zip(masks, COLOURS, strict=False)):
             values = [arms[f"{mask} @ {step}"][column] for step in steps]
             x = [i + (index - 2.5) * 0.13 for i in range(len(steps))]
             axis.bar(x, [v[0] for v in values], 0.12, yerr=[v[1] for v in values], color=colour, ecolor=INK, label=mask)
@@ -83,7 +83,9 @@ def refinement() -> None:
             title=column,
             ylabel="share of objects right",
         )
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, ncol=6, loc="upper center", bbox_to_anchor=(0.5, 0.02)
+    )
     save(figure, "refinement.png")
 
 
