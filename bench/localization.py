@@ -31,6 +31,20 @@ from lotts.shapes.train_reward import auc
 from lotts.sources import PredictionSource
 
 STEPS, GUIDANCE, SIDE = 20, 3.0, 16
+#: What the plot shows of all that is measured: the defaults' ingredients, the prediction source, and two controls.
+SHOWN = {
+    "CA_orig": "CA_orig | cross 30-80% | all",
+    "CA_diff (neg - pos)": "CA_diff difference content | cross 30-80% | all",
+    "CA'_orig": "CA'_orig | cross 30-80% | all | self 80-100%",
+    "CA'_diff": "CA'_diff difference content | cross 30-80% | all | self 80-100%",
+    "P, neg - pos (default)": "P product difference content | cross 30-80% | all | self 80-100%",
+    "P, pos - neg": "P product of -diff difference content | cross 30-80% | all | self 80-100%",
+    "prediction (levels 0.2)": "prediction (0.2,)",
+    "prediction (levels 0.35)": "prediction (0.35,)",
+    "prediction (levels 0.8)": "prediction (0.8,)",
+    "foreground": "foreground",
+    "random": "random",
+}
 CELL_SHARE = 0.15  # a cell is defective, or belongs to an object, when this share of its pixels does
 WINDOWS = {
     "0-30%": (0, 6),
@@ -240,6 +254,7 @@ def main() -> None:
         "with_defects": len(collected["random"]),
         "steps": STEPS,
         "guidance_scale": GUIDANCE,
+        "shown": SHOWN,
         "auc": table,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
