@@ -6,15 +6,13 @@ perfect one could do, and the checker only judges pictures of the embedded pipel
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from lotts.backbones import Backbone
 from lotts.resample import derive_seed
-from lotts.sources import Heatmaps, LatentsAt
+from lotts.sources import Heatmaps, LatentsAt, LateWatch
 
 
 class ControlSource:
@@ -34,9 +32,7 @@ class ControlSource:
         raise NotImplementedError
 
 
-class ControlWatch:
-    rows = 0
-
+class ControlWatch(LateWatch):
     def __init__(
         self,
         source: ControlSource,
@@ -48,18 +44,6 @@ class ControlWatch:
     ) -> None:
         self.source, self.backbone, self.prompt = source, backbone, prompt
         self.seeds, self.size, self.num_steps = seeds, size, steps
-
-    def __enter__(self) -> ControlWatch:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def steps(self) -> list[int]:
-        return []
-
-    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
         return {"P": self.source.defects(self, latents_at)}

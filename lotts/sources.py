@@ -202,6 +202,27 @@ class BatchAttentionWatch(AttentionWatch):
         return self.recorder.cross_maps()[:, 0], positive, negative
 
 
+class LateWatch:
+    """A watch that looks at nothing while samples are denoised, only at what came of them."""
+
+    rows = 0
+
+    def __enter__(self) -> LateWatch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def steps(self) -> list[int]:
+        return []
+
+    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def maps(self, latents_at: LatentsAt) -> Heatmaps:
+        raise NotImplementedError
+
+
 class PredictionSource:
     """How far the model's predictions under the two quality prompts lie apart: two extra rows a level and candidate.
 
@@ -226,24 +247,12 @@ class PredictionSource:
         return sorted({int(level * steps) for level in self.levels})
 
 
-class PredictionWatch:
+class PredictionWatch(LateWatch):
     def __init__(self, backbone: Backbone, prompt: str, batch: int, steps: list[int], text: Conditioning) -> None:
         self.backbone, self.batch, self._steps, self.rows = backbone, batch, steps, 2 * len(steps) * batch
         templates = (QUALITY_POSITIVE, QUALITY_NEGATIVE)
         prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
         self.text = Conditioning(Embedding.cat(prompts), embedded_guidance=text.embedded_guidance)
-
-    def __enter__(self) -> PredictionWatch:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def steps(self) -> list[int]:
-        return []
-
-    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
         total: torch.Tensor | float = 0.0
