@@ -166,17 +166,17 @@ def maps_of(taps: dict[str, Tap]) -> dict[str, torch.Tensor]:
 
 
 @functools.cache
-def _backbone():
+def _backbone(model: str):
     from lotts.backbones import backbone_for
     from lotts.models import load_pipeline
 
-    return backbone_for(load_pipeline("shapes-sd"))
+    return backbone_for(load_pipeline(model))
 
 
 @torch.no_grad()
-def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
+def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float]] | None:
     text, seed, drawing = job
-    backbone = _backbone()
+    backbone = _backbone(model)
     conditioning = backbone.encode_prompt(text, "", GUIDANCE)
     with tapped(backbone, text) as taps:
         if drawing:
@@ -218,14 +218,15 @@ def _one(job: tuple[str, int, bool]) -> dict[str, tuple[float, float]] | None:
     }
 
 
-def _work(jobs):
-    return [_one(job) for job in jobs]
+def _work(jobs, model):
+    return [_one(job, model) for job in jobs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.localization", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="shapes-sd", help="an embedded pipeline with a U-Net")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--drawings", action="store_true", help="damaged drawings in place of samples")
@@ -237,7 +238,7 @@ def main() -> None:
         for i, (_, text) in enumerate(held_out_scenes(args.prompts, args.seed))
     ]
     collected = defaultdict(list)
-    for result in on_all_cores(_work, jobs, chunk=4, processes=args.processes):
+    for result in on_all_cores(functools.partial(_work, model=args.model), jobs, chunk=4, processes=args.processes):
         for name, pair in (result or {}).items():
             collected[name].append(pair)
     table = {
@@ -249,6 +250,7 @@ def main() -> None:
         for name, pairs in collected.items()
     }
     report = {
+        "model": args.model,
         "pictures": "damaged drawings" if args.drawings else "samples",
         "prompts": args.prompts,
         "with_defects": len(collected["random"]),

@@ -232,7 +232,7 @@ class PredictionSource:
 
     name, text_encodes = "prediction", 2
 
-    def __init__(self, levels: tuple[float, ...] = (0.2, 0.35)) -> None:
+    def __init__(self, levels: tuple[float, ...] = (0.8,)) -> None:
         if not levels or not all(0 <= level < 1 for level in levels):
             raise ValueError(f"expected levels as shares of the steps in [0, 1), got {levels}")
         self.levels = levels

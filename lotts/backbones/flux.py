@@ -25,9 +25,6 @@ class Flux(Backbone):
     )
     doubles_rows = False
 
-    #: Tokens of T5, as the pipeline takes when it is called without ``max_sequence_length``.
-    T5_TOKENS = 512
-
     @property
     def network(self) -> torch.nn.Module:
         return self.pipe.transformer
@@ -35,6 +32,11 @@ class Flux(Backbone):
     @property
     def default_size(self) -> tuple[int, int]:
         return (self.pipe.default_sample_size * self.pipe.vae_scale_factor,) * 2
+
+    @property
+    def t5_tokens(self) -> int:
+        """What the pipeline takes when it is called without ``max_sequence_length``, if its T5 was made for as many."""
+        return min(512, self.pipe.tokenizer_2.model_max_length)
 
     def encode_prompt(self, prompt, negative_prompt="", guidance_scale=1.0, true_cfg_scale=1.0) -> Conditioning:
         guided = true_cfg_scale > 1
@@ -47,13 +49,13 @@ class Flux(Backbone):
 
     def embed(self, prompts: Sequence[str]) -> Embedding:
         tokens, pooled, _ = self.pipe.encode_prompt(
-            list(prompts), None, device=self.device, max_sequence_length=self.T5_TOKENS
+            list(prompts), None, device=self.device, max_sequence_length=self.t5_tokens
         )
         return Embedding(tokens, pooled)
 
     @property
     def segments(self) -> list[tuple[Any, int]]:
-        return [(self.pipe.tokenizer_2, self.T5_TOKENS)]
+        return [(self.pipe.tokenizer_2, self.t5_tokens)]
 
     def conditional_rows(self, rows: int) -> slice:
         return slice(0, rows)

@@ -48,14 +48,14 @@ def add_method(parser: argparse.ArgumentParser, *, refinements: int, background:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How the model itself is driven."""
-    add(parser, "--steps", int, None, "N", "denoising steps (default: 20 for shapes-sd, 50 for others)")
+    add(parser, "--steps", int, None, "N", "denoising steps (default: 20 for shapes-sd and shapes-sdxl, 50 for others)")
     add(
         parser,
         "--guidance-scale",
         float,
         None,
         "G",
-        "guidance; 1 is none (default: 3 for shapes-sd, else the pipeline's own)",
+        "guidance; 1 is none (default: 3 for shapes-sd and shapes-sdxl, else the pipeline's own)",
     )
     add(parser, "--true-cfg-scale", float, 1.0, "G", "FLUX: classifier-free guidance as well; 1 is none")
     add(parser, "--negative-prompt", str, "", "TEXT", "what to stay away from (default: nothing)")
@@ -70,7 +70,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Who draws, who judges, and on what."""
-    add(parser, "--model", str, "shapes-sd", "NAME", "shapes-sd, a folder, or a hub id owner/name")
+    add(parser, "--model", str, "shapes-sd", "NAME", "shapes-sd, shapes-sdxl, a folder, or a hub id owner/name")
     add(
         parser,
         "--verifier",

@@ -11,6 +11,7 @@ import numpy as np
 from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -88,6 +89,14 @@ def scheduler() -> DDIMScheduler:
         steps_offset=1,
         timestep_spacing="trailing",
     )
+
+
+def v_path(latents: torch.Tensor, noise: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Noisy latents, their timesteps and the v to predict, from uniform ``shares`` [B] in (0, 1)."""
+    t = (shares * 1000).long().clamp(max=999)
+    alphas = scheduler().alphas_cumprod.to(latents.device)[t]
+    a, s = alphas.sqrt().view(-1, 1, 1, 1), (1 - alphas).sqrt().view(-1, 1, 1, 1)
+    return a * latents + s * noise, t, a * noise - s * latents
 
 
 def write_tokenizer(folder: Path, captions: int = 20_000) -> None:

@@ -1,6 +1,6 @@
-"""Measure the embedded models: ``python -m lotts.shapes.evaluate {sd,checker,vae,verifier}``.
+"""Measure the embedded models: ``python -m lotts.shapes.evaluate {sd,sdxl,checker,verifier}``.
 
-``sd``: single samples on held-out prompts, judged by the exact checker. ``checker``: the checker's own errors on clean and
+``sd``, ``sdxl``: single samples on held-out prompts, judged by the exact checker. ``checker``: the checker's own errors on clean and
 damaged drawings, before and after the autoencoder. ``verifier``: how the verifier's scores rank generated samples.
 """
 
@@ -21,30 +21,34 @@ from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, parse
 
 
 @functools.cache
-def _pipe() -> Any:
+def _pipe(name: str) -> Any:
     from lotts.models import load_pipeline
 
-    return load_pipeline("shapes-sd")
+    return load_pipeline(name)
 
 
-def _judge(jobs: list[tuple[str, int]], steps: int, guidance_scale: float) -> list[tuple[float, bool, int, np.ndarray]]:
+def _judge(
+    jobs: list[tuple[str, int]], model: str, steps: int, guidance_scale: float
+) -> list[tuple[float, bool, int, np.ndarray]]:
     captions, seeds = [text for text, _ in jobs], [seed for _, seed in jobs]
     out = []
     for text, image in zip(
-        captions, sample_images(_pipe(), captions, seeds, steps=steps, guidance_scale=guidance_scale), strict=True
+        captions, sample_images(_pipe(model), captions, seeds, steps=steps, guidance_scale=guidance_scale), strict=True
     ):
         verdict = check(image, parse(text))
         out.append((verdict.objects_right, verdict.scene_right, len(verdict.objects), image))
     return out
 
 
-def single_samples(prompts: int, seed: int, steps: int = 20, guidance_scale: float = 3.0) -> dict[str, Any]:
+def single_samples(
+    prompts: int, seed: int, steps: int = 20, guidance_scale: float = 3.0, model: str = "shapes-sd"
+) -> dict[str, Any]:
     """``objects_right`` and ``scenes_right`` of one sample a held-out prompt, also by number of objects."""
     scenes = held_out_scenes(prompts, seed)
     jobs = [(text, seed * 100_003 + index) for index, (_, text) in enumerate(scenes)]
-    results = on_all_cores(functools.partial(_judge, steps=steps, guidance_scale=guidance_scale), jobs)
+    results = on_all_cores(functools.partial(_judge, model=model, steps=steps, guidance_scale=guidance_scale), jobs)
     return {
-        "model": "shapes-sd",
+        "model": model,
         "prompts": prompts,
         "seed": seed,
         "steps": steps,
@@ -106,7 +110,7 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
 
     scenes: list[tuple[Scene, str]] = held_out_scenes(prompts, seed)
     jobs = [(text, seed * 100_003 + i * seeds + k) for i, (_, text) in enumerate(scenes) for k in range(seeds)]
-    results = on_all_cores(functools.partial(_judge, steps=steps, guidance_scale=3.0), jobs)
+    results = on_all_cores(functools.partial(_judge, model="shapes-sd", steps=steps, guidance_scale=3.0), jobs)
     verifier = load("shapes")
     scores = np.array(
         [verifier([image / np.float32(255)], [text])[0] for (text, _), (*_, image) in zip(jobs, results, strict=True)]
@@ -157,8 +161,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["sd", "checker", "verifier"])
-    parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (sd, verifier)")
+    parser.add_argument("what", choices=["sd", "sdxl", "checker", "verifier"])
+    parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (sd, sdxl, verifier)")
     parser.add_argument("--drawings", type=int, default=1000, help="clean and as many damaged drawings (checker)")
     parser.add_argument("--samples", type=int, default=9, help="samples a prompt (verifier)")
     parser.add_argument("--steps", type=int, default=20)
@@ -166,8 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON on one line instead of an indented report")
     args = parser.parse_args(argv)
-    if args.what == "sd":
-        report = single_samples(args.prompts, args.seed, args.steps, args.guidance_scale)
+    if args.what in ("sd", "sdxl"):
+        report = single_samples(args.prompts, args.seed, args.steps, args.guidance_scale, f"shapes-{args.what}")
     elif args.what == "checker":
         report = checker_errors(args.drawings, args.seed)
     else:

@@ -224,9 +224,12 @@ def samples(folder: Path, seed: int) -> Iterator[Picture]:
     for file in files:
         with np.load(file) as data:
             pairs += zip(data["images"], map(str, data["captions"]), strict=True)
+    known: dict[int, Picture] = {}  # the checker takes as long as a training step
     for turn in itertools.count():
-        for index in np.random.default_rng([seed, turn]).permutation(len(pairs)):
-            yield judged(*pairs[index])
+        for index in np.random.default_rng([seed, turn]).permutation(len(pairs)).tolist():
+            if index not in known:
+                known[index] = judged(*pairs[index])
+            yield known[index]
 
 
 def misquote(picture: Picture, rng: np.random.Generator) -> Picture:

@@ -45,11 +45,20 @@ def sample_images(
         images = pipe(
             list(captions[part]),
             num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            **guidance(pipe, guidance_scale, len(captions[part])),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
             output_type="np",
         ).images
         yield from np.rint(images * 255).astype(np.uint8)
+
+
+def guidance(pipe: Any, scale: float, prompts: int) -> dict[str, Any]:
+    """Classifier-free guidance as the pipeline takes it, for that many prompts."""
+    if not hasattr(pipe, "transformer"):
+        return {"guidance_scale": scale}
+    # FLUX leaves guidance_scale to what is distilled into the network, and takes T5's length at every call.
+    length = pipe.tokenizer_2.model_max_length
+    return {"true_cfg_scale": scale, "negative_prompt": [""] * prompts, "max_sequence_length": length}
 
 
 def on_all_cores(

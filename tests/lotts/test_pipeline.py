@@ -87,7 +87,7 @@ def test_costs_are_counted(run):
     assert cost.vae_decodes == cost.verifier_calls == 9
     unguided = run(noise_step=2, guidance_scale=1.0, source="prediction").cost
     assert unguided.network_rows == 3 * 6 + 6 * 4
-    assert unguided.localization_rows == 3 * 2 * 2  # at six steps two of the three levels fall on one step
+    assert unguided.localization_rows == 3 * 2
     assert unguided.nfe == unguided.network_rows + unguided.localization_rows
 
 

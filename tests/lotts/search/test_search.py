@@ -138,7 +138,7 @@ def test_particles_move_as_their_lineage_says(tiny_pipe):
 @pytest.mark.parametrize("source", ["prediction", "attention"])
 def test_localisation_is_charged(tiny_pipe, source):
     out = found(tiny_pipe, "lotts", "nfe=60", source=source)
-    per_sample = 4 if source == "prediction" else 0
+    per_sample = 2 if source == "prediction" else 0
     assert out.cost.localization_rows == per_sample * len(out.samples)
     assert out.cost.nfe <= 60
 

@@ -1,0 +1,165 @@
+"""The parts of the embedded pipeline ``shapes-sdxl``, and how they grow out of those of ``shapes-sd``.
+
+A true ``StableDiffusionXLPipeline``: two text encoders read before their last layer, a pooled embedding, the picture's
+size as a condition, and two transformer layers where the U-Net is coarse. ``grow`` carries the weights of ``shapes-sd``
+over so that the larger network computes almost the same at first; what is new starts as an identity or at zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lotts.shapes.build import LATENT_CHANNELS, LATENT_SIDE, MAX_TOKENS, TEXT_WIDTH
+
+if TYPE_CHECKING:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+#: Width of the embedding of one of the six numbers that give the picture's size and crop.
+SIZE_WIDTH = 16
+
+
+def _text_config(vocab_size: int) -> CLIPTextConfig:
+    """One layer more than ``shapes-sd``: the U-Net reads what enters the last one."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="gelu",
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
+def text_encoder(vocab_size: int) -> CLIPTextModel:
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel(_text_config(vocab_size))
+
+
+def text_encoder_2(vocab_size: int) -> CLIPTextModelWithProjection:
+    from transformers import CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(_text_config(vocab_size))
+
+
+def unet() -> UNet2DConditionModel:
+    """One transformer layer at 16x16, two at 8x8; 5.8 M parameters."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIDE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        attention_head_dim=(2, 4),  # the number of heads: diffusers' historical name
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=2 * TEXT_WIDTH,
+        norm_num_groups=16,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=SIZE_WIDTH,
+        projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * SIZE_WIDTH,
+    )
+
+
+def scheduler() -> EulerDiscreteScheduler:
+    """Euler on the noise schedule of ``shapes-sd``."""
+    from diffusers import EulerDiscreteScheduler
+
+    return EulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+def pipeline(vae, first, second, tokenizer, model) -> StableDiffusionXLPipeline:
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=first,
+        text_encoder_2=second,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=model,
+        scheduler=scheduler(),
+        force_zeros_for_empty_prompt=False,  # trained on the empty caption itself
+        add_watermarker=False,
+    )
+
+
+@torch.no_grad()
+def grow(old_text: Any, old_unet: Any, first: Any, second: Any, unet: Any, input_ids: torch.Tensor) -> None:
+    """Fill ``first``, ``second`` and ``unet`` from the text encoder and the U-Net of ``shapes-sd``, in place.
+
+    ``shapes-sd`` conditions on its text encoder's normalised output, this pipeline on hidden states. Keys and values are
+    linear, so they take over the normalisation's centring and gain and, in the mean, its scale, measured on captions
+    ``input_ids`` [B, L]. The second encoder begins as a copy of the first whose keys and values weigh nothing.
+    """
+    for encoder in (first, second):
+        state = {name.removeprefix("text_model."): tensor for name, tensor in old_text.state_dict().items()}
+        body = getattr(encoder, "text_model", encoder)
+        left = body.load_state_dict(state, strict=False)
+        _expect(left.missing_keys, ("layers.3.", "text_projection", "position_ids"), left.unexpected_keys)
+        _silence_text_layer(body.encoder.layers[3])
+    hidden = first(input_ids, output_hidden_states=True).hidden_states[-2]
+    norm = getattr(old_text, "text_model", old_text).final_layer_norm
+    width = hidden.shape[-1]
+    scale = float((hidden.var(-1, unbiased=False) + norm.eps).rsqrt().mean())
+    normalise = torch.diag(norm.weight * scale) @ (torch.eye(width) - torch.full((width, width), 1 / width))
+
+    state = old_unet.state_dict()
+    left = unet.load_state_dict({n: t for n, t in state.items() if not n.endswith(_CROSS)}, strict=False)
+    for name in state:
+        if name.endswith(_CROSS):
+            new = unet.get_parameter(name)
+            new.zero_()
+            new[:, :width] = state[name] @ normalise
+            if name.endswith("to_v.weight"):
+                # The normalisation's bias reaches every value alike, so it can move behind the attention.
+                out = unet.get_submodule(name.removesuffix("to_v.weight") + "to_out.0")
+                out.bias += out.weight @ (state[name] @ norm.bias)
+    missing = [name for name in left.missing_keys if not name.endswith(_CROSS)]
+    _expect(missing, ("transformer_blocks.1.", "add_"), left.unexpected_keys)
+    for name, module in unet.named_modules():
+        if name.endswith("transformer_blocks.1"):
+            for last in (module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[2]):
+                _zero(last)
+    _zero(unet.add_embedding.linear_2)
+
+
+_CROSS = ("attn2.to_k.weight", "attn2.to_v.weight")
+
+
+def _expect(missing: list[str], new: tuple[str, ...], unexpected: list[str]) -> None:
+    strange = [name for name in missing if not any(part in name for part in new)]
+    if strange or unexpected:
+        raise ValueError(f"the weights of shapes-sd do not fit: missing {strange}, unexpected {unexpected}")
+
+
+def _silence_text_layer(layer: Any) -> None:
+    _zero(layer.self_attn.out_proj)
+    _zero(layer.mlp.fc2)
+
+
+def _zero(linear: Any) -> None:
+    linear.weight.zero_()
+    linear.bias.zero_()

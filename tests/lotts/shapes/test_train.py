@@ -1,0 +1,170 @@
+"""What the embedded pipelines learn from, and that each recipe ends in a pipeline that loads and draws."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lotts
+from lotts import models
+from lotts.shapes import build, build_flux, build_sdxl
+from lotts.shapes.loop import Worker
+from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
+from lotts.shapes.train_denoiser import WEIGHTS, LatentPool, StableDiffusionFamily, captioned, train_denoiser
+from lotts.shapes.train_vae import train_vae
+
+WORKER = Worker(0, 1, 0, torch.device("cpu"))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A place for weights that has those of ``shapes-sd`` already."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "sd").symlink_to(WEIGHTS / "sd")
+    return tmp_path / "weights"
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_v_gives_the_latents_back():
+    latents, noise = normal(64, 8, 4, 4), normal(64, 8, 4, 5)[..., :4]
+    noisy, t, v = build.v_path(latents, noise, torch.arange(64) / 64)
+    alphas = build.scheduler().alphas_cumprod[t].view(-1, 1, 1, 1)
+    torch.testing.assert_close(alphas.sqrt() * noisy - (1 - alphas).sqrt() * v, latents, rtol=1e-4, atol=1e-4)
+    assert t.tolist() == sorted(t.tolist())
+
+
+def test_the_flow_leads_from_noise_to_latents():
+    latents, noise = normal(64, 4, 8, 8), normal(64, 4, 8, 9)[..., :8]
+    noisy, t, velocity = build_flux.flow_path(latents, noise, (torch.arange(64) + 0.5) / 64)
+    assert ((t > 0) & (t < 1)).all()
+    assert t.tolist() == sorted(t.tolist())
+    torch.testing.assert_close(noisy - t.view(-1, 1, 1, 1) * velocity, latents, rtol=1e-4, atol=1e-4)
+    # Half of the times lie above the middle of the path as the sampler shifts it.
+    assert float(t.median()) == pytest.approx(np.exp(0.5) / (1 + np.exp(0.5)), abs=0.02)
+
+
+def test_latents_are_packed_as_the_pipeline_packs_them():
+    from diffusers import FluxPipeline
+
+    latents = normal(2, 4, 6, 8)
+    assert torch.equal(build_flux.pack(latents), FluxPipeline._pack_latents(latents, 2, 4, 6, 8))
+
+
+def test_t5_reads_every_caption_word_by_word(tmp_path):
+    build_flux.write_t5_tokenizer(tmp_path, captions=3_000)
+    tokenizer = build_flux.load_t5_tokenizer(tmp_path)
+    rng = np.random.default_rng(5)
+    texts = [QUALITY_PREFIX["low"].format(caption(sample_scene(rng, 16), rng)) for _ in range(50)]
+    ids = tokenizer(texts).input_ids
+    assert max(map(len, ids)) <= tokenizer.model_max_length
+    assert not any(tokenizer.unk_token_id in row for row in ids)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a red circle, a blue ring").input_ids)[:5] == [
+        "▁a", "▁red", "▁circle", ",", "▁a",
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_grown_network_computes_what_the_old_one_did():
+    """Up to the normalisation's scale, a constant where it was a token's own: undone here token by token."""
+    torch.manual_seed(0)
+    size, rows = 300, 3
+    text, unet = build.text_encoder(size).eval(), build.unet().eval()
+    norm = text.final_layer_norm
+    norm.weight.uniform_(0.5, 1.5)
+    norm.bias.normal_()
+    first, second, larger = build_sdxl.text_encoder(size), build_sdxl.text_encoder_2(size), build_sdxl.unet()
+    ids = torch.randint(2, size, (rows, 77))
+    build_sdxl.grow(text, unet, first, second, larger, ids)
+    first.eval(), second.eval(), larger.eval()
+
+    hidden = first(ids, output_hidden_states=True).hidden_states[-2]
+    scales = (hidden.var(-1, unbiased=False) + norm.eps).rsqrt()
+    two = second(ids, output_hidden_states=True)
+    embeds = torch.cat([hidden * (scales / scales.mean())[..., None], two.hidden_states[-2]], -1)
+    latents, t = normal(rows, 8, 16, 16), torch.tensor([10, 500, 900])
+    added = {"text_embeds": two.text_embeds, "time_ids": torch.full((rows, 6), 128)}
+    expected = unet(latents, t, text(ids)[0]).sample
+    found = larger(latents, t, embeds, added_cond_kwargs=added).sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    parts = build_sdxl.text_encoder(300), build_sdxl.text_encoder_2(300), build_sdxl.unet()
+    unet = build.unet()
+    unet.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"unexpected \['extra"):
+        build_sdxl.grow(build.text_encoder(300), unet, *parts, torch.zeros(1, 77, dtype=torch.long))
+
+
+def test_an_autoencoder_of_flux_starts_with_the_fine_levels_of_shapes_sd():
+    from diffusers import AutoencoderKL
+
+    old, new = AutoencoderKL.from_pretrained(WEIGHTS / "sd" / "vae"), build_flux.autoencoder()
+    build_flux.grow_autoencoder(old, new)
+    for name, other in (("encoder.conv_in", None), ("encoder.down_blocks.1", None),
+                        ("decoder.up_blocks.2", "decoder.up_blocks.3"), ("decoder.conv_out", None)):  # fmt: skip
+        for mine, theirs in zip(
+            new.get_submodule(name).parameters(), old.get_submodule(other or name).parameters(), strict=True
+        ):
+            assert torch.equal(mine, theirs.float())
+
+
+def test_captions_are_dropped_and_latents_reused():
+    class Encoder(torch.nn.Module):
+        drawn = 0
+
+        def encode(self, pictures):
+            from types import SimpleNamespace as Thing
+
+            Encoder.drawn += len(pictures)
+            return Thing(latent_dist=Thing(mean=pictures[:, :1, ::8, ::8], std=0 * pictures[:, :1, ::8, ::8]))
+
+        config = type("Config", (), {"scaling_factor": 2.0})
+
+    pool, rng = LatentPool(Encoder(), 12, WORKER.device), np.random.default_rng(0)
+    batches = [pool.batch(rng) for _ in range(20)]
+    assert Encoder.drawn == 12 * 8 + 19 * 2
+    texts = [text for *_, texts in batches for text in texts]
+    assert 0.03 < np.mean([text == "" for text in texts]) < 0.2
+    assert all(float(mean.abs().max()) > 1 for mean, *_ in batches)  # scaled
+
+
+def test_low_quality_captions_go_with_damage():
+    made = [captioned(np.random.default_rng(i)) for i in range(400)]
+    low, high = (QUALITY_PREFIX[side].split("{")[0] for side in ("low", "high"))
+    assert {damaged for text, _, damaged in made if text.startswith(low)} == {True}
+    assert {damaged for text, _, damaged in made if text.startswith(high)} == {False}
+    assert 0.08 < np.mean([text.startswith(low) for text, *_ in made]) < 0.22
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_a_recipe_ends_in_a_pipeline_that_is_driven(name, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(LatentPool, "AHEAD", 1)
+    if name == "flux":
+        train_vae(WORKER, name, tmp_path / "runs", 4, weights)
+        build_flux.write_t5_tokenizer(weights / name / "tokenizer_2", captions=500)
+    train_denoiser(WORKER, name, tmp_path / "runs", 16, weights=weights)
+    monkeypatch.setitem(models.EMBEDDED, f"shapes-{name}", (Path(weights / name), name))
+    pipe = lotts.load_pipeline(f"shapes-{name}", device="cpu")
+    guidance = {"true_cfg_scale" if name == "flux" else "guidance_scale": 2.0}
+    out = lotts.LoTTS(pipe, verifier="shapes")(
+        "a red circle left of a blue ring", num_candidates=1, num_refinements=1, num_inference_steps=4, **guidance
+    )
+    assert [sample.image.size for sample in out.samples] == [(128, 128)] * 2
+    assert out.samples[1].mask.shape == (16, 16)
+    state = torch.load(tmp_path / "runs" / name / "state.pt", weights_only=True)
+    assert state["seen"] == 16
+
+
+def test_training_goes_onward_from_the_weights_that_are_there(weights, tmp_path):
+    start = StableDiffusionFamily(weights / "sd", weights / "sd")
+    start.load()
+    from diffusers import UNet2DConditionModel
+
+    kept = UNet2DConditionModel.from_pretrained(WEIGHTS / "sd" / "unet")
+    for mine, theirs in zip(start.unet.parameters(), kept.parameters(), strict=True):
+        assert torch.equal(mine, theirs.float())
