@@ -2,7 +2,7 @@
 
 ``python -m bench.localization --prompts 256`` draws one sample a held-out prompt, asks the exact checker where it is wrong,
 and ranks the 16x16 latent cells of each picture by every map: layers, steps, contrasts and combinations, beside the
-prediction source and the trivial foreground and random maps. ``--drawings`` does the same for damaged drawings, noised
+prediction source, the verifier's own map and the trivial foreground and random maps. ``--drawings`` does the same for damaged drawings, noised
 as ``lotts.repair`` does. Writes a JSON of mean AUCs: over all cells, and over object cells only.
 """
 
@@ -42,6 +42,7 @@ SHOWN = {
     "prediction (levels 0.2)": "prediction (0.2,)",
     "prediction (levels 0.35)": "prediction (0.35,)",
     "prediction (levels 0.8)": "prediction (0.8,)",
+    "verifier": "verifier",
     "foreground": "foreground",
     "random": "random",
 }
@@ -173,6 +174,13 @@ def _backbone(model: str):
     return backbone_for(load_pipeline(model))
 
 
+@functools.cache
+def _verifier():
+    from lotts.verifiers import load
+
+    return load("shapes")
+
+
 @torch.no_grad()
 def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float]] | None:
     text, seed, drawing = job
@@ -207,6 +215,7 @@ def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float
     for levels in ((0.2,), (0.35,), (0.5,), (0.65,), (0.8,), (0.9,), (0.5, 0.65, 0.8)):
         with PredictionSource(levels).watch(backbone, text, [0], (SIDE, SIDE), STEPS, conditioning) as watch:
             maps[f"prediction {levels}"] = watch.maps(latents_at)["P"][0]
+    maps["verifier"] = _verifier().defect_maps([image / np.float32(255)], [text])[0]
     truth, foreground = cells(truth), cells(foreground)
     maps["foreground"] = torch.from_numpy(foreground.astype(np.float32))
     maps["random"] = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from lotts.backbones import Backbone
+from lotts.localize import smooth
 from lotts.resample import derive_seed
 from lotts.sources import Heatmaps, LatentsAt, LateWatch
 
@@ -59,7 +60,7 @@ class RandomSource(ControlSource):
             torch.rand(watch.size, generator=torch.Generator().manual_seed(derive_seed(seed, "random mask")))
             for seed in watch.seeds
         ]
-        return _smooth(torch.stack(noise)).to(watch.backbone.device)
+        return smooth(torch.stack(noise)).to(watch.backbone.device)
 
 
 class CheckerSource(ControlSource):
@@ -80,7 +81,7 @@ class CheckerSource(ControlSource):
         images = np.rint(watch.backbone.decode(latents_at(watch.num_steps)) * 255).astype(np.uint8)
         sought = torch.from_numpy(np.stack([self.pixels(image, watch.prompt) for image in images])).float()
         cells = F.adaptive_avg_pool2d(sought[:, None], watch.size)[:, 0]
-        return (cells + 0.1 * _smooth(cells) + 0.01 * _smooth(_smooth(cells))).to(watch.backbone.device)
+        return (cells + 0.1 * smooth(cells) + 0.01 * smooth(smooth(cells))).to(watch.backbone.device)
 
 
 class DefectsSource(CheckerSource):
@@ -105,8 +106,3 @@ class ForegroundSource(CheckerSource):
         from lotts.shapes.scenes import parse
 
         return check(image, parse(prompt)).foreground
-
-
-def _smooth(maps: torch.Tensor) -> torch.Tensor:
-    """Mean over 5 x 5 cells of [B, h, w]."""
-    return F.avg_pool2d(maps[:, None], 5, 1, 2, count_include_pad=False)[:, 0]

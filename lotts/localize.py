@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE
 
@@ -92,6 +93,11 @@ def reweight(diff: torch.Tensor, original: torch.Tensor, config: LocalizeConfig)
         "diff": diff,
         "orig": original,
     }[config.reweighting]
+
+
+def smooth(maps: torch.Tensor) -> torch.Tensor:
+    """Mean over 5 x 5 cells of [B, h, w]."""
+    return F.avg_pool2d(maps[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
 
 
 def quality_mask(defect: torch.Tensor, ratio: float) -> torch.Tensor:

@@ -26,7 +26,8 @@ class LoTTS:
     Args:
         pipe: a pipeline of a supported class, with a scheduler that can restart: see ``lotts.supported()``.
         verifier: a name (``lotts.verifiers.available()``) or a callable ``(images, prompts) -> scores``, higher is better.
-        source: where defect maps come from: "attention" (the paper's), "prediction", or an object with ``watch()``.
+        source: where defect maps come from: "attention" (the paper's), "prediction", "verifier" (for one that says where
+            a picture falls short), or an object with ``watch()``.
 
     Raises:
         TypeError, ValueError: the pipeline, its scheduler, the verifier or the source cannot be used; the message says why.
@@ -37,7 +38,8 @@ class LoTTS:
         from lotts.verifiers import load
 
         self.pipe, self.backbone = pipe, backbone_for(pipe)
-        self.verifier, self.source = load(verifier), map_source(source)
+        self.verifier = load(verifier)
+        self.source = map_source(source, self.verifier)
 
     @torch.no_grad()
     def __call__(
@@ -115,7 +117,7 @@ class LoTTS:
                     )
                 with request.meter.stage("localise"):
                     maps.append(watch.maps(functools.partial(_latents_at, batch)))
-            request.charge(len(seeds), request.steps, watch.rows)
+            request.charge(len(seeds), request.steps, watch)
             done += batch
         return done, {name: torch.cat([m[name] for m in maps]) for name in maps[0]}
 

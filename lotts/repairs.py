@@ -65,7 +65,8 @@ def repair(
     Raises:
         TypeError, ValueError, FileNotFoundError: something does not fit; raised before any compute.
     """
-    backbone, judge, maps = backbone_for(pipe), load(verifier), map_source(source)
+    backbone, judge = backbone_for(pipe), load(verifier)
+    maps = map_source(source, judge)
     picture = _picture(image)
     height, width = picture.shape[:2]
     if background == "replay":
@@ -130,7 +131,7 @@ def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
             with watch.step(step, latents):
                 backbone.predict(latents, step, request.text)
         maps = watch.maps(latents_at)
-        request.charge(0, 0, watch.rows + request.rows(1, len(watch.steps())))
+        request.charge(0, 0, watch, shown=len(watch.steps()))
         return maps
 
 

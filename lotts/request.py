@@ -135,9 +135,17 @@ class Request:
         backbone.restart(num_inference_steps, 0, size)
         return request
 
-    def charge(self, samples: int, steps: int, localization_rows: int = 0) -> None:
-        """Count a batch of samples denoised over some steps, and the rows that only find defects."""
+    def charge(self, samples: int, steps: int, watch: Watch | None = None, *, shown: int = 0) -> None:
+        """Count a batch of samples denoised over some steps, and what finding their defects took.
+
+        ``shown``: steps in which a picture was predicted for the watch alone.
+        """
         height, width = self.size
+        localization_rows = self.rows(1, shown)
+        if watch is not None:
+            localization_rows += watch.rows
+            self.cost.vae_decodes += watch.judgements
+            self.cost.verifier_calls += watch.judgements
         self.cost.denoised(self.rows(samples, steps), localization_rows, height * width)
 
     def rows(self, samples: int, steps: int) -> int:

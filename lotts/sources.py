@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -17,14 +17,21 @@ from lotts.backbones import Backbone, Conditioning, Embedding
 from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE
 from lotts.localize import LocalizeConfig, contrast, reweight
 
+if TYPE_CHECKING:
+    from lotts.verifiers import Judge
+
 Heatmaps = dict[str, torch.Tensor]
 LatentsAt = Callable[[int], torch.Tensor]
 
 
 class Watch(Protocol):
-    """One batch of B candidates under observation. ``rows`` counts network rows spent beyond the candidates' own."""
+    """One batch of B candidates under observation.
+
+    ``rows`` counts network rows spent beyond the candidates' own, ``judgements`` pictures decoded and shown to the verifier.
+    """
 
     rows: int
+    judgements: int
 
     def __enter__(self) -> Watch: ...
     def __exit__(self, *error: object) -> None: ...
@@ -84,7 +91,7 @@ class AttentionSource:
 
 
 class AttentionWatch:
-    rows = 0
+    rows = judgements = 0
 
     def __init__(
         self, config: LocalizeConfig, backbone: Backbone, prompt: str, batch: int, size, steps: int, text: Conditioning
@@ -205,7 +212,7 @@ class BatchAttentionWatch(AttentionWatch):
 class LateWatch:
     """A watch that looks at nothing while samples are denoised, only at what came of them."""
 
-    rows = 0
+    rows = judgements = 0
 
     def __enter__(self) -> LateWatch:
         return self
@@ -268,14 +275,15 @@ class PredictionWatch(LateWatch):
 SOURCES: dict[str, type | str] = {
     "attention": AttentionSource,
     "prediction": PredictionSource,
+    "verifier": "lotts.verifier_source:VerifierSource",
     "random": "lotts.controls:RandomSource",
     "defects": "lotts.controls:DefectsSource",
     "foreground": "lotts.controls:ForegroundSource",
 }
 
 
-def map_source(source: str | MapSource) -> MapSource:
-    """A source by name, or the given one."""
+def map_source(source: str | MapSource, verifier: Judge) -> MapSource:
+    """A source by name, or the given one. ``verifier`` is the run's, which may be a source itself."""
     if isinstance(source, str):
         if source not in SOURCES:
             raise ValueError(
@@ -285,7 +293,7 @@ def map_source(source: str | MapSource) -> MapSource:
         if isinstance(found, str):
             module, _, attribute = found.partition(":")
             found = getattr(importlib.import_module(module), attribute)
-        return found()
+        return found(verifier) if source == "verifier" else found()
     if not hasattr(source, "watch"):
         raise TypeError(f"expected a map source with a watch() method, got {type(source).__name__}")
     return source

@@ -32,7 +32,7 @@ def add_method(parser: argparse.ArgumentParser, *, refinements: int, background:
     add(parser, "--global-steps", int, 2, "N", "last steps that denoise the whole picture, so that seams vanish")
     choices = "replay|fixed|fresh|clean" if background == "replay" else "fixed|fresh|clean"
     add(parser, "--background", str, background, choices, "what stands outside the mask while it is refined")
-    add(parser, "--source", str, "attention", "attention|prediction", "where defect maps come from")
+    add(parser, "--source", str, "attention", "attention|prediction|verifier", "where defect maps come from")
     modes = "dense|stale|trace" if background == "replay" else "dense|stale"
     add(parser, "--sparse", str, "dense", modes, "what masked steps compute: all, or the mask beside what is stored")
     add(parser, "--refresh-every", int, None, "N", "stale: masked steps between dense ones (default: one midway)")

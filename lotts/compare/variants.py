@@ -22,8 +22,8 @@ MASKS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
 }
-#: Only the checker of scenes of shapes knows these.
-KNOWN = {"foreground mask": "foreground", "true mask": "defects"}
+#: For scenes of shapes alone: what their verifier finds, and what only their checker knows.
+KNOWN = {"verifier's mask": "verifier", "foreground mask": "foreground", "true mask": "defects"}
 SHORT = {"k": "num_refinements", "r": "mask_ratio", "t0": "noise_step"}
 
 
@@ -31,7 +31,7 @@ def ablations(method: str, options: Mapping[str, Any] | None = None, *, known: b
     """The method whole, and without one thing at a time. The mask is found anew under each, its area stays.
 
     Args:
-        known: also with the masks that only the checker of scenes knows: the foreground and the true defects.
+        known: also with masks that only scenes of shapes have: the verifier's own, the foreground and the true defects.
 
     Raises:
         ValueError: the method has no mask to ablate.

@@ -95,7 +95,7 @@ def run(
     request = Request.build(
         backbone,
         judge,
-        map_source(source),
+        map_source(source, judge),
         prompt=prompt,
         num_candidates=len(generator) if isinstance(generator, Sequence) else 1,
         num_inference_steps=num_inference_steps,

@@ -15,7 +15,7 @@ from lotts.output import LoTTSOutput, Sample, as_output_type
 from lotts.request import Request
 from lotts.resample import ResampleConfig, Trajectory, denoise, derive_seed, grow, refine, renoise
 from lotts.search.budget import Budget
-from lotts.sources import Heatmaps
+from lotts.sources import Heatmaps, LateWatch
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Pool:
                         on_step=request.on_step("candidate"),
                     )
                 maps = self._maps_of(watch, done) if self.localise else None
-            request.charge(len(batch), request.steps, watch.rows)
+            request.charge(len(batch), request.steps, watch)
             out += self._keep("candidate", done, [None] * len(done), [None] * len(done), maps)
         return out
 
@@ -142,7 +142,7 @@ class Pool:
                     for before, after in zip(befores, refined, strict=True)
                 ]
                 maps = self._maps_of(watch, done, chosen) if self.localise else None
-            request.charge(len(batch), steps, watch.rows)
+            request.charge(len(batch), steps, watch)
             grown = grow(masks[batch], config.dilate)
             out += self._keep("refinement", done, chosen, numbers, maps, list(grown))
         return out
@@ -231,17 +231,8 @@ class Pool:
         return derive_seed(self._lineage_seed(parent), "refined", number)
 
 
-class _Unwatched:
+class _Unwatched(LateWatch):
     """Stands where nothing is localised."""
-
-    rows = 0
-    step: Any = None
-
-    def __enter__(self) -> _Unwatched:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
 
     def maps(self, latents_at: Any) -> Heatmaps:
         raise RuntimeError("nothing was localised")

@@ -135,6 +135,15 @@ def score(answers: Answers, real: torch.Tensor) -> torch.Tensor:
     return objects + SCENE_WEIGHT * F.logsigmoid(answers.scene)
 
 
+def wrong_cells(answers: Answers, queries: Queries) -> torch.Tensor:
+    """[B, GRID, GRID] in [0, 1]: the chance that a token shows damage or belongs to an object that is not as stated."""
+    damage = answers.cells[2][..., 0].float().sigmoid()
+    wrong = torch.where(queries.real, 1 - answers.objects.sigmoid(), 0.0)
+    near = torch.where(queries.placed[..., None], queries.near, _likeness(answers.cells, queries.stated))
+    whole = (1 - damage) * (1 - wrong[..., None] * (4 * near).exp()).prod(1)
+    return (1 - whole).view(-1, GRID, GRID)
+
+
 def to_input(images: torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, 3] to float [B, 3, H, W] in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1

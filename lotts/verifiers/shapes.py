@@ -56,6 +56,21 @@ class ShapesVerifier(Verifier):
             image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image))
 
+    @torch.no_grad()
+    def defect_maps(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> torch.Tensor:
+        """Where the model finds something wrong: fp32 [N, 16, 16] chances in [0, 1], for float32 [H, W, 3] pictures in [0, 1].
+
+        Damage cell by cell, and objects that are not as stated, each spread over its stated place or over what looks most
+        like it.
+        """
+        maps, scenes = [], self.encode_prompts(prompts)
+        for image, prompt in zip(images, prompts, strict=True):
+            pixels = self.preprocess(Image.fromarray(np.rint(image * 255).astype(np.uint8)))
+            queries = Queries.of([scenes[prompt]], self.device)
+            answers = self.model(reward.to_input(pixels[None].to(self.device)), queries)[-1]
+            maps.append(reward.wrong_cells(answers, queries)[0].cpu())
+        return torch.stack(maps)
+
     def forward(self, tensors: torch.Tensor, cache: list[Any]) -> torch.Tensor:
         """Scores [B] of uint8 [B, 128, 128, 3] pictures, one at a time whatever B is."""
         scores = []

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from lotts import LoTTS
 from lotts.localize import LocalizeConfig, quality_mask
 from lotts.search import run
 from lotts.shapes.draw import draw
 from lotts.shapes.scenes import caption, parse
 from lotts.sources import AttentionSource, map_source
+from lotts.verifier_source import VerifierSource
+from lotts.verifiers import load
 
 
 def brightness(images, prompts):
@@ -26,7 +29,7 @@ class Drawn:
 
 def maps_of(source, image, prompt, seeds=(1,)):
     latents = torch.from_numpy(np.stack([image] * len(seeds)).astype(np.float32) / 255)
-    with map_source(source).watch(Drawn(), prompt, list(seeds), (16, 16), 4, None) as watch:
+    with map_source(source, brightness).watch(Drawn(), prompt, list(seeds), (16, 16), 4, None) as watch:
         return watch.maps(lambda step: latents)["P"]
 
 
@@ -86,3 +89,45 @@ def test_ablated_attention_makes_other_maps(tiny_pipe, config):
 def test_a_quality_prompt_holds_the_prompt(template):
     with pytest.raises(ValueError, match=r"expected negative with \{p\} once"):
         LocalizeConfig(negative=template)
+
+
+# --- the verifier's own map
+
+
+def test_the_verifier_finds_what_is_wrong(damaged):
+    image, prompt, cells = damaged
+    p = maps_of(VerifierSource(load("shapes")), image, prompt)[0].numpy()
+    objects = maps_of("foreground", image, prompt)[0].numpy() > 0.5
+    assert p[cells].mean() > 2 * p[objects & ~cells].mean()
+    # Under a caption that is wrong about the green heart, which lies below on the left, its place stands out.
+    other = maps_of(VerifierSource(load("shapes")), image, prompt.replace("green heart", "pink star"))[0].numpy()
+    assert (other - p)[9:15, 1:7].mean() > 0.1 + (other - p)[1:7, 9:15].mean()
+
+
+def test_a_verifier_that_says_where_is_needed(tiny_pipe):
+    with pytest.raises(ValueError, match=r"expected a verifier with defect_maps.*got function"):
+        LoTTS(tiny_pipe, verifier=brightness, source="verifier")
+
+
+class Corner:
+    """Finds everything wrong with the first cell, whatever the picture."""
+
+    def __call__(self, images, prompts):
+        return [0.0] * len(images)
+
+    def defect_maps(self, images, prompts):
+        maps = torch.zeros(len(images), 4, 4)
+        maps[:, 0, 0] = 1
+        return maps
+
+
+def test_what_the_verifier_points_at_is_resampled_and_charged(tiny_pipe):
+    out = LoTTS(tiny_pipe, verifier=Corner(), source="verifier")(
+        "a red cat", num_candidates=2, num_refinements=1, mask_ratio=1 / 16, num_inference_steps=4
+    )
+    mask = out.samples[2].mask
+    side = mask.shape[-1] // 4
+    assert mask[:side, :side].all()
+    assert int(mask.sum()) == side**2
+    assert out.cost.localization_rows == 0
+    assert out.cost.vae_decodes == out.cost.verifier_calls == 2 + 4  # two to find the defects, four to judge
