@@ -2,7 +2,8 @@
 
 ``python -m bench.localization --prompts 256`` draws one sample a held-out prompt, asks the exact checker where it is wrong,
 and ranks the 16x16 latent cells of each picture by every map: layers, steps, contrasts and combinations, beside the
-prediction source, the verifier's own map and the trivial foreground and random maps. ``--drawings`` does the same for damaged drawings, noised
+prediction source, the verifier's own map and the trivial foreground and random maps. Beside them: how well the two ways
+to contrast, probes and rows of their own, agree, as rank correlations. ``--drawings`` does the same for damaged drawings, noised
 as ``lotts.repair`` does. Writes a JSON of mean AUCs: over all cells, and over object cells only.
 """
 
@@ -27,8 +28,8 @@ from lotts.shapes.checker import check
 from lotts.shapes.draw import draw
 from lotts.shapes.sampling import held_out_scenes, on_all_cores
 from lotts.shapes.scenes import parse
-from lotts.shapes.train_reward import auc
-from lotts.sources import PredictionSource
+from lotts.shapes.train_reward import auc, spearman
+from lotts.sources import AttentionSource, PredictionSource
 
 STEPS, GUIDANCE, SIDE = 20, 3.0, 16
 #: What the plot shows of all that is measured: the defaults' ingredients, the prediction source, and two controls.
@@ -39,6 +40,7 @@ SHOWN = {
     "CA'_diff": "CA'_diff difference content | cross 30-80% | all | self 80-100%",
     "P, neg - pos (default)": "P product difference content | cross 30-80% | all | self 80-100%",
     "P, pos - neg": "P product of -diff difference content | cross 30-80% | all | self 80-100%",
+    "P, quality prompts as rows": "P | batch",
     "prediction (levels 0.2)": "prediction (0.2,)",
     "prediction (levels 0.35)": "prediction (0.35,)",
     "prediction (levels 0.8)": "prediction (0.8,)",
@@ -46,6 +48,7 @@ SHOWN = {
     "foreground": "foreground",
     "random": "random",
 }
+AGREEMENT = "agreement of "  # rank correlations, not AUCs
 CELL_SHARE = 0.15  # a cell is defective, or belongs to an object, when this share of its pixels does
 WINDOWS = {
     "0-30%": (0, 6),
@@ -215,13 +218,28 @@ def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float
     for levels in ((0.2,), (0.35,), (0.5,), (0.65,), (0.8,), (0.9,), (0.5, 0.65, 0.8)):
         with PredictionSource(levels).watch(backbone, text, [0], (SIDE, SIDE), STEPS, conditioning) as watch:
             maps[f"prediction {levels}"] = watch.maps(latents_at)["P"][0]
+    for contrast_ in ("probes", "batch"):
+        source = AttentionSource(contrast=contrast_)
+        with source.watch(backbone, text, [seed], (SIDE, SIDE), STEPS, conditioning) as watch:
+            for step in range(STEPS):
+                with watch.step(step, latents := latents_at(step)):
+                    backbone.predict(latents, step, conditioning)
+            maps |= {f"{name} | {contrast_}": m[0] for name, m in watch.maps(latents_at).items()}
     maps["verifier"] = _verifier().defect_maps([image / np.float32(255)], [text])[0]
     truth, foreground = cells(truth), cells(foreground)
     maps["foreground"] = torch.from_numpy(foreground.astype(np.float32))
     maps["random"] = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     if not truth.any() or truth[foreground].all():
         return None
-    return {
+    agreement = {
+        f"{AGREEMENT}{name}": (
+            spearman(a.numpy().ravel(), b.numpy().ravel()),
+            spearman(a.numpy()[foreground], b.numpy()[foreground]),
+        )
+        for name in ("CA_orig", "CA_diff", "CA'_orig", "CA'_diff", "P")
+        for a, b in [(maps[f"{name} | probes"], maps[f"{name} | batch"])]
+    }
+    return agreement | {
         name: (auc(m.numpy().ravel(), truth.ravel()), auc(m.numpy()[foreground], truth[foreground]))
         for name, m in maps.items()
     }
@@ -266,11 +284,14 @@ def main() -> None:
         "steps": STEPS,
         "guidance_scale": GUIDANCE,
         "shown": SHOWN,
-        "auc": table,
+        "auc": {name: row for name, row in table.items() if not name.startswith(AGREEMENT)},
+        "probes_against_batch": {
+            name.removeprefix(AGREEMENT): row for name, row in table.items() if name.startswith(AGREEMENT)
+        },
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    best = sorted(table.items(), key=lambda item: -item[1]["object_cells"])[:25]
+    best = sorted(report["auc"].items(), key=lambda item: -item[1]["object_cells"])[:25]
     for name, row in [*best, *((n, table[n]) for n in ("foreground", "random"))]:
         print(f"{row['object_cells']:.3f} +- {row['standard_error']:.3f}  (all cells {row['all_cells']:.3f})  {name}")
 

@@ -56,11 +56,13 @@ def test_pictures_that_are_not_square(pipe_of, name):
     assert ours.result.shape[-1] == 2 * ours.result.shape[-2]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["sdxl", "sd3.5", "flux-dev"])
-def test_half_precision(pipe_of, name):
-    pipe = pipe_of(name).to(dtype=torch.bfloat16)
+def test_half_precision(pipe_of, name, dtype):
+    pipe = pipe_of(name).to(dtype=dtype)
     backbone, _, ours = candidate(pipe)
-    assert ours.result.dtype == torch.bfloat16
+    assert ours.result.dtype == dtype
+    assert torch.isfinite(ours.result).all()
     assert torch.equal(backbone.to_pipeline(ours.result[None]), stock_latents(pipe))
 
 

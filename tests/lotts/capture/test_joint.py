@@ -194,6 +194,78 @@ def test_fused_projections(pipe_of):
         torch.testing.assert_close(fused.positive, plain.positive, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sd3.5", "flux-dev"])
+def test_lora_counts_for_the_picture_and_for_the_quality_prompts(pipe_of, name):
+    from peft import LoraConfig
+
+    pipe = pipe_of(name)
+    with lotts.capture(pipe, "a red cat") as plain:
+        before = latents_of(pipe)
+    torch.manual_seed(0)
+    targets = ["to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "to_out.0"]
+    pipe.transformer.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=targets))
+    expected = latents_of(pipe)
+    assert not torch.equal(expected, before)
+    with lotts.capture(pipe, "a red cat") as maps:
+        assert torch.equal(latents_of(pipe), expected)
+    assert not torch.allclose(maps.positive, plain.positive, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_keeps_the_output_and_the_maps_close(pipe_of, name, dtype, error):
+    pipe = pipe_of(name)
+    inputs, size = layer_inputs(pipe)
+    found = []
+    for precision in (torch.float32, dtype):
+        pipe.transformer.to(precision)
+        rows = {n: value if n.endswith("ids") else value.to(precision) for n, value in inputs.items()}
+        with torch.no_grad():
+            expected = pipe.transformer(**rows).sample
+            recorder = recorder_of(pipe, size)
+            with recorder:
+                assert torch.equal(pipe.transformer(**rows).sample, expected)
+        found.append(recorder.cross_maps())
+        assert found[-1].dtype == torch.float32
+    single, half = found
+    assert ((half - single).abs() / single).mean() < error
+
+
+@pytest.mark.parametrize("pixels", [512, 1024, 2048])
+def test_large_pictures_with_heads_as_wide_as_those_of_flux(clip_tokenizer, pixels):
+    """4096 tokens at 1024 pixels; one head of 128 channels."""
+    from diffusers import FluxTransformer2DModel
+
+    pipe = tiny.flux(clip_tokenizer, blocks=1)
+    torch.manual_seed(0)
+    pipe.transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=0,
+        attention_head_dim=128,
+        num_attention_heads=1,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+    ).eval()
+    side = pixels // 16
+    inputs, _ = layer_inputs(pipe)
+    ids = pipe._prepare_latent_image_ids(1, side, side, torch.device("cpu"), torch.float32)
+    inputs = {name: value[:1] if name != "txt_ids" else value for name, value in inputs.items()}
+    hidden = torch.randn(1, side * side, 16, generator=torch.Generator().manual_seed(2))
+    inputs |= {"img_ids": ids, "hidden_states": hidden}
+    recorder = recorder_of(pipe, (side, side))
+    recorder.record_self, recorder.columns = True, torch.rand(1, 2, side, side)
+    with torch.no_grad():
+        expected = pipe.transformer(**inputs).sample
+        with recorder:
+            assert torch.equal(pipe.transformer(**inputs).sample, expected)
+    assert recorder.cross_maps().shape[-2:] == recorder.self_maps().shape[-2:] == (side, side)
+    # Maps that are carried through attention are means of what they were: they stay within it.
+    assert recorder.self_maps().min() > recorder.columns.min()
+    assert recorder.self_maps().max() < recorder.columns.max()
+
+
 def test_ip_adapter_attention_beside_the_joint_one(pipe_of):
     from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
