@@ -11,7 +11,14 @@ from lotts import models
 from lotts.shapes import build, build_flux, build_sdxl
 from lotts.shapes.loop import Worker
 from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
-from lotts.shapes.train_denoiser import WEIGHTS, LatentPool, StableDiffusionFamily, captioned, train_denoiser
+from lotts.shapes.train_denoiser import (
+    WEIGHTS,
+    LatentPool,
+    StableDiffusionFamily,
+    StableDiffusionXLFamily,
+    captioned,
+    train_denoiser,
+)
 from lotts.shapes.train_vae import train_vae
 
 WORKER = Worker(0, 1, 0, torch.device("cpu"))
@@ -69,35 +76,29 @@ def test_t5_reads_every_caption_word_by_word(tmp_path):
 
 @torch.no_grad()
 def test_a_grown_network_computes_what_the_old_one_did():
-    """Up to the normalisation's scale, a constant where it was a token's own: undone here token by token."""
-    torch.manual_seed(0)
-    size, rows = 300, 3
-    text, unet = build.text_encoder(size).eval(), build.unet().eval()
-    norm = text.final_layer_norm
-    norm.weight.uniform_(0.5, 1.5)
-    norm.bias.normal_()
-    first, second, larger = build_sdxl.text_encoder(size), build_sdxl.text_encoder_2(size), build_sdxl.unet()
-    ids = torch.randint(2, size, (rows, 77))
-    build_sdxl.grow(text, unet, first, second, larger, ids)
-    first.eval(), second.eval(), larger.eval()
-
-    hidden = first(ids, output_hidden_states=True).hidden_states[-2]
-    scales = (hidden.var(-1, unbiased=False) + norm.eps).rsqrt()
-    two = second(ids, output_hidden_states=True)
-    embeds = torch.cat([hidden * (scales / scales.mean())[..., None], two.hidden_states[-2]], -1)
-    latents, t = normal(rows, 8, 16, 16), torch.tensor([10, 500, 900])
-    added = {"text_embeds": two.text_embeds, "time_ids": torch.full((rows, 6), 128)}
-    expected = unet(latents, t, text(ids)[0]).sample
-    found = larger(latents, t, embeds, added_cond_kwargs=added).sample
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    base = WEIGHTS / "sd"
+    family, old = StableDiffusionXLFamily(WEIGHTS / "sdxl", base), StableDiffusionFamily(base, base)
+    old.load()
+    family.grow()
+    texts = ["a red circle left of a blue ring", "", "scattered: a pink star, a small green heart, a black cross"]
+    ids, latents, t = old.ids(texts, WORKER.device), normal(3, 8, 16, 16), torch.tensor([10, 500, 900])
+    expected = old.unet(latents, t, old.text_encoder(ids)[0]).sample
+    first, second = (e(ids, output_hidden_states=True) for e in (family.text_encoder, family.text_encoder_2))
+    found = family.unet(
+        latents,
+        t,
+        torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
+        added_cond_kwargs={"text_embeds": second.text_embeds, "time_ids": torch.full((3, 6), 128)},
+    ).sample
+    # The scaled-down stream remains beside what is normalised: a tenth of it for the first token, a fiftieth for the others.
+    assert (found - expected).square().mean() < 2e-3 * expected.square().mean()
 
 
 def test_weights_that_do_not_fit_are_refused():
-    parts = build_sdxl.text_encoder(300), build_sdxl.text_encoder_2(300), build_sdxl.unet()
     unet = build.unet()
     unet.extra = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"unexpected \['extra"):
-        build_sdxl.grow(build.text_encoder(300), unet, *parts, torch.zeros(1, 77, dtype=torch.long))
+        build_sdxl.grow(build.text_encoder(300), unet, build_sdxl.text_encoder(300), build_sdxl.unet())
 
 
 def test_an_autoencoder_of_flux_starts_with_the_fine_levels_of_shapes_sd():
