@@ -20,7 +20,7 @@ import torch
 
 from bench.localization import cells
 from lotts.compare.runner import versions_of
-from lotts.localize import quality_mask
+from lotts.localize import quality_mask, smooth
 from lotts.resample import ResampleConfig, denoise, grow, refine
 from lotts.shapes.checker import check
 from lotts.shapes.sampling import held_out_scenes, on_all_cores
@@ -63,13 +63,12 @@ def _draw(text: str, seed: int) -> tuple[dict[str, float], np.ndarray]:
     image = levels(backbone.decode(candidate.result[None]))
     verdict = check(image[0], parse(text))
     noise = torch.rand(1, *SIZE, generator=torch.Generator().manual_seed(seed))
-    smooth = torch.nn.functional.avg_pool2d(noise[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
     masks = {
         "attention": quality_mask(attention, RATIO),
         "prediction": quality_mask(prediction, RATIO),
         "true defects": grow(torch.from_numpy(cells(verdict.defects))[None], 1),
         "foreground": torch.from_numpy(cells(verdict.foreground | verdict.defects))[None],
-        "random": quality_mask(smooth, RATIO),
+        "random": quality_mask(smooth(noise), RATIO),
         "whole": torch.ones(1, *SIZE, dtype=torch.bool),
     }
     areas, pictures = {}, [image]
