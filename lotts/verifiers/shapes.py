@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ class ShapesVerifier(Verifier):
     """
 
     name = "shapes"
-    version = f"shapes-{reward.VERSION}"
     scale = "mean log-probability that an object is right, in nats, at most 0"
     # Kernels may round a batch of two otherwise than two batches of one, and a GPU otherwise than the CPU.
     batch_size = 1
@@ -41,6 +41,8 @@ class ShapesVerifier(Verifier):
     def __init__(self, folder: str | Path = reward.FOLDER) -> None:
         super().__init__()
         self.model = reward.load(Path(folder))
+        digest = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+        self.version = f"shapes-{reward.VERSION} {digest[:8]}"
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError, with examples of the grammar, for a prompt outside it."""

@@ -84,3 +84,22 @@ def test_missing_weights_are_named(tmp_path):
 
 def test_the_registry_knows_it():
     assert "shapes" in verifiers.available()
+
+
+def test_other_weights_are_another_version(tmp_path):
+    model = reward.RewardModel()
+    versions = []
+    for shift in (0.0, 0.5):
+        model.scene_query.data += shift
+        reward.save(model, tmp_path)
+        versions.append(ShapesVerifier(tmp_path).version)
+    assert len({*versions, verifiers.load("shapes").version}) == 3
+
+
+def test_defect_maps_are_chances_a_picture_each(verifier):
+    prompt = "a red circle left of a blue ring"
+    pictures = [np.full((128, 128, 3), level, np.float32) for level in (0.2, 0.9)]
+    maps = verifier.defect_maps(pictures, [prompt, prompt])
+    assert maps.shape == (2, 16, 16)
+    assert ((maps >= 0) & (maps <= 1)).all()
+    torch.testing.assert_close(verifier.defect_maps(pictures[1:], [prompt])[0], maps[1])
