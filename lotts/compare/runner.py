@@ -55,6 +55,12 @@ class Runner:
                 if hasattr(judge, "check_prompt"):
                     judge.check_prompt(prompt.text)
 
+    def check_options(self, items: Iterable[Item]) -> None:
+        """ValueError, TypeError for a variant that no item of it can be made of: an option or a budget out of range."""
+        first = {(item.variant.name, item.budget): item for item in reversed(list(items))}
+        for item in first.values():
+            search.check(**self._arguments(item))
+
     def __call__(self, item: Item) -> bool:
         """Make an item, or record why it was not made; returns whether it was."""
         try:
@@ -70,19 +76,22 @@ class Runner:
         return True
 
     def _search(self, item: Item) -> dict[str, Any]:
+        output = search.run(**self._arguments(item))
+        return write_record(self.out, self.study, item, output, environment(str(self.pipe.device)))
+
+    def _arguments(self, item: Item) -> dict[str, Any]:
         variant = item.variant
-        output = search.run(
-            self.pipe,
-            item.prompt.text,
-            variant.method,
-            budget=item.budget,
-            verifier=self.verifier,
-            source=_source(variant.source, variant.localize),
-            generator=torch.Generator().manual_seed(item.first_seed),
+        return {
+            "pipe": self.pipe,
+            "prompt": item.prompt.text,
+            "method": variant.method,
+            "budget": item.budget,
+            "verifier": self.verifier,
+            "source": _source(variant.source, variant.localize),
+            "generator": torch.Generator().manual_seed(item.first_seed),
             **self.study.settings,
             **variant.options,
-        )
-        return write_record(self.out, self.study, item, output, environment(str(self.pipe.device)))
+        }
 
     def _judge(self, item: Item, record: dict[str, Any]) -> None:
         """Ask the metrics that have not been asked of every picture that the item led with."""
@@ -110,8 +119,8 @@ def missing_items(study: Study, out: Path) -> list[Item]:
 def run_here(runner: Runner, items: Iterable[Item]) -> int:
     """Make items in this process; returns how many failed."""
     items = list(items)
-    if any(read_record(runner.out, item) is None for item in items):
-        _ = runner.pipe  # a model that cannot be loaded is no failure of an item
+    # A model that cannot be loaded, or an option that no item can be made with, is no failure of an item.
+    runner.check_options([item for item in items if read_record(runner.out, item) is None])
     return sum(not runner(item) for item in tqdm(items, unit="item", disable=None))
 
 

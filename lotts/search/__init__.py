@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from lotts.search.pool import Pool
 from lotts.sources import MapSource
 from lotts.verifiers import Judge
 
-__all__ = ["METHODS", "Budget", "Method", "check_comparable", "run"]
+__all__ = ["METHODS", "Budget", "Method", "check", "check_comparable", "run"]
 
 
 class Method(NamedTuple):
@@ -48,7 +49,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-@torch.no_grad()
 def run(
     pipe: Any,
     prompt: str,
@@ -81,6 +81,52 @@ def run(
     Raises:
         TypeError, ValueError: something does not fit; raised before any compute.
     """
+    return _run(Pool, options, **{name: value for name, value in locals().items() if name != "options"})
+
+
+_SIGNATURE = inspect.signature(run)
+
+
+def check(pipe: Any, prompt: str, method: str = "lotts", **arguments: Any) -> None:
+    """Raise what ``run`` would raise of these arguments; no step is computed."""
+    bound = _SIGNATURE.bind(pipe, prompt, method, **arguments)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    options = given.pop("options")
+    with contextlib.suppress(_Accepted):
+        _run(_Closed, options, **given)
+
+
+class _Accepted(Exception):
+    """A method asked for its first picture: its arguments are fine."""
+
+
+class _Closed(Pool):
+    """Gives no picture."""
+
+    opened = False
+
+    def affords(self, steps: int, localise: bool = True) -> int:
+        if self.opened:
+            raise _Accepted
+        self.opened = True  # the first to ask is not the method
+        return super().affords(steps, localise)
+
+
+@torch.no_grad()
+def _run(
+    kind: type[Pool],
+    options: dict[str, Any],
+    *,
+    pipe: Any,
+    method: str,
+    budget: str | Budget,
+    verifier: str | Judge,
+    source: str | MapSource,
+    num_inference_steps: int,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    **arguments: Any,
+) -> LoTTSOutput:
     from lotts.backbones import backbone_for
     from lotts.request import Request
     from lotts.sources import map_source
@@ -96,20 +142,12 @@ def run(
         backbone,
         judge,
         map_source(source, judge),
-        prompt=prompt,
         num_candidates=len(generator) if isinstance(generator, Sequence) else 1,
         num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        true_cfg_scale=true_cfg_scale,
-        negative_prompt=negative_prompt,
-        height=height,
-        width=width,
         generator=generator,
-        batch_size=batch_size,
-        callback_on_step_end=callback_on_step_end,
-        output_type=output_type,
+        **arguments,
     )
-    pool = Pool(request, budget, chosen.localises)
+    pool = kind(request, budget, chosen.localises)
     if not pool.affords(num_inference_steps):
         raise ValueError(
             f"expected a budget for one picture at least ({pool.rows(num_inference_steps)} network rows), got {budget}"

@@ -167,6 +167,17 @@ def test_prompts_that_a_judge_refuses_are_told_before_any_compute(tmp_path, tiny
         compare(study(metrics=["checker"]), tmp_path)
     with pytest.raises(ValueError, match="scores pictures as they come"):
         compare(study(verifier="bright,red", metrics=[]), tmp_path)
+    for method, message in (
+        ("lotts(mask_ratio=2)", "mask_ratio"),
+        ("lotts_chain(noise_step=99)", "noise_step"),
+        ("lotts_adaptive(mask_ratios=())", "at least one mask ratio"),
+        ("particle(potential=sum)", "expected potential to be one of diff"),
+        ("lotts(source=verifier)", "expected a verifier with defect_maps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(study(variants=[*VARIANTS, Variant.parse(method)]), tmp_path)
+    with pytest.raises(ValueError, match="one picture at least"):
+        compare(study(budgets=["samples=2", "nfe=1"]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

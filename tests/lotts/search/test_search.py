@@ -6,7 +6,7 @@ import torch
 
 import lotts
 import lotts.search
-from lotts.search import METHODS, Budget, run
+from lotts.search import METHODS, Budget, check, run
 
 STEPS = 6
 
@@ -155,6 +155,8 @@ def test_errors_come_first(tiny_pipe, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             found(tiny_pipe, **options)
+    for method in METHODS:
+        check(tiny_pipe, "a red cat", method, verifier=brightness, num_inference_steps=6)
 
 
 def test_ensembles_do_not_compare_between_calls(tiny_pipe):
