@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LATENT_CHANNELS, LATENT_SIDE, TEXT_WIDTH, MAX_TOKENS = 8, 16, 128, 77
 
@@ -34,25 +34,31 @@ def autoencoder() -> AutoencoderKL:
     )
 
 
+def text_config(vocab_size: int, layers: int, **options: Any) -> CLIPTextConfig:
+    """Of the text transformers of all embedded pipelines, which read the same tokens."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="gelu",
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        **options,
+    )
+
+
 def text_encoder(vocab_size: int) -> CLIPTextModel:
     """A three-layer CLIP text transformer, trained together with the U-Net."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=vocab_size,
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=TEXT_WIDTH,
-            hidden_act="gelu",
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    )
+    return CLIPTextModel(text_config(vocab_size, 3))
 
 
 def unet() -> UNet2DConditionModel:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lotts.shapes.build import LATENT_CHANNELS, LATENT_SIDE, MAX_TOKENS, TEXT_WIDTH
+from lotts.shapes.build import LATENT_CHANNELS, LATENT_SIDE, TEXT_WIDTH, text_config
 
 if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 #: Width of the embedding of one of the six numbers that give the picture's size and crop.
 SIZE_WIDTH = 16
@@ -25,36 +25,17 @@ SIZE_WIDTH = 16
 STREAM = 1000.0
 
 
-def _text_config(vocab_size: int, layers: int, **options: Any) -> CLIPTextConfig:
-    from transformers import CLIPTextConfig
-
-    return CLIPTextConfig(
-        vocab_size=vocab_size,
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
-        projection_dim=TEXT_WIDTH,
-        hidden_act="gelu",
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        **options,
-    )
-
-
 def text_encoder(vocab_size: int) -> CLIPTextModel:
     """That of ``shapes-sd``, a layer that normalises what it gives, and the last one, which the U-Net does not read."""
     from transformers import CLIPTextModel
 
-    return CLIPTextModel(_text_config(vocab_size, 5, layer_norm_eps=1e-5 / STREAM**2))
+    return CLIPTextModel(text_config(vocab_size, 5, layer_norm_eps=1e-5 / STREAM**2))
 
 
 def text_encoder_2(vocab_size: int) -> CLIPTextModelWithProjection:
     from transformers import CLIPTextModelWithProjection
 
-    return CLIPTextModelWithProjection(_text_config(vocab_size, 4))
+    return CLIPTextModelWithProjection(text_config(vocab_size, 4))
 
 
 def unet() -> UNet2DConditionModel:

@@ -6,17 +6,14 @@ checker has judged. ``misquote`` then changes its caption: what no longer agrees
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from lotts.shapes.checker import check
 from lotts.shapes.draw import SIDE, Drawing, Placed, draw, holds, place
 from lotts.shapes.reward_queries import GRID, attributes
-from lotts.shapes.scenes import COLOURS, MAX_FREE, SHAPES, SIZES, Item, Scene, parse, sample_scene
+from lotts.shapes.scenes import COLOURS, MAX_FREE, SHAPES, SIZES, Item, Scene, sample_scene
 
 RELATION_CLEAR, RELATION_FAILS = 0.13, 0.07  # shares of the side; what lies between is nobody's fault
 _AWAY = 0.5  # a moved object is this share of the pitch off its place, or more
@@ -143,10 +140,10 @@ def _cells(scene: Scene, drawing: Drawing, stray: tuple[np.ndarray, int] | None)
     cover = objects.reshape(-1, GRID, size, GRID, size).mean((2, 4)).reshape(len(objects), -1)
     owner = np.where(cover.max(0) > 0.25, cover.argmax(0), len(objects))
     colour, shape, _ = np.array([*kinds, [len(COLOURS), len(SHAPES), 0]])[owner].T
-    return np.stack([colour, shape, _hurt(np.asarray(damage))])
+    return np.stack([colour, shape, hurt_cells(np.asarray(damage))])
 
 
-def _hurt(damage: np.ndarray) -> np.ndarray:
+def hurt_cells(damage: np.ndarray) -> np.ndarray:
     """Which tokens show damage, bool [GRID * GRID], by damaged pixels [SIDE, SIDE]."""
     size = SIDE // GRID
     return damage.reshape(GRID, size, GRID, size).sum((1, 3)).reshape(-1) > 2
@@ -195,41 +192,6 @@ def _stray(image: np.ndarray, objects: np.ndarray, rng: np.random.Generator) -> 
             image[:] = np.rint(image * (1 - cover) + colour * cover)
             return distance < 0, index
     return None
-
-
-def judged(image: np.ndarray, text: str) -> Picture:
-    """A generated sample, labelled by the exact checker."""
-    scene = parse(text)
-    verdict = check(image, scene)
-    right = np.array([o.right for o in verdict.objects], np.int64)
-    # What a sample shows where it is not as stated is not known class by class.
-    known = np.array([(o.colour_right, o.shape_right, o.size_right) for o in verdict.objects])
-    seen = np.where(known, attributes(scene), IGNORE)
-    placed = [Placed(*o.centre, o.radius or 0.0) if o.centre else None for o in verdict.objects]
-    cells = np.full((3, GRID * GRID), IGNORE)
-    cells[2] = _hurt(np.asarray(verdict.damage.any(0)))
-    return Picture(image, scene, right, int(verdict.extras == 0), seen, placed, cells, exact=True)
-
-
-def samples(folder: Path, seed: int) -> Iterator[Picture]:
-    """Generated samples without end, in a shuffled order. ``folder`` holds .npz files of ``images`` and ``captions``.
-
-    Raises:
-        FileNotFoundError: no .npz file in ``folder``.
-    """
-    files = sorted(folder.glob("*.npz"))
-    if not files:
-        raise FileNotFoundError(f"expected .npz files with images and captions in {folder}, found none")
-    pairs: list[tuple[np.ndarray, str]] = []
-    for file in files:
-        with np.load(file) as data:
-            pairs += zip(data["images"], map(str, data["captions"]), strict=True)
-    known: dict[int, Picture] = {}  # the checker takes as long as a training step
-    for turn in itertools.count():
-        for index in np.random.default_rng([seed, turn]).permutation(len(pairs)).tolist():
-            if index not in known:
-                known[index] = judged(*pairs[index])
-            yield known[index]
 
 
 def misquote(picture: Picture, rng: np.random.Generator) -> Picture:

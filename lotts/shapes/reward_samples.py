@@ -1,13 +1,19 @@
-"""Samples of ``shapes-sd`` for the reward model to learn from."""
+"""Samples of ``shapes-sd`` for the reward model to learn from: drawn, and labelled by the exact checker."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from lotts.shapes.checker import check
+from lotts.shapes.draw import Placed
+from lotts.shapes.reward_data import IGNORE, Picture, hurt_cells
+from lotts.shapes.reward_queries import GRID, attributes
 from lotts.shapes.sampling import on_all_cores, sample_images
-from lotts.shapes.scenes import caption, sample_scene
+from lotts.shapes.scenes import caption, parse, sample_scene
 
 _SHARD = 64
 
@@ -36,3 +42,38 @@ def _draw_shards(shards: list[tuple[Path, int]]) -> list[Path]:
             np.savez_compressed(file, images=images, captions=np.array(texts))
         path.with_suffix(".tmp").replace(path)
     return [path for path, _ in shards]
+
+
+def judged(image: np.ndarray, text: str) -> Picture:
+    """A generated sample, labelled by the exact checker."""
+    scene = parse(text)
+    verdict = check(image, scene)
+    right = np.array([o.right for o in verdict.objects], np.int64)
+    # What a sample shows where it is not as stated is not known class by class.
+    known = np.array([(o.colour_right, o.shape_right, o.size_right) for o in verdict.objects])
+    seen = np.where(known, attributes(scene), IGNORE)
+    placed = [Placed(*o.centre, o.radius or 0.0) if o.centre else None for o in verdict.objects]
+    cells = np.full((3, GRID * GRID), IGNORE)
+    cells[2] = hurt_cells(np.asarray(verdict.damage.any(0)))
+    return Picture(image, scene, right, int(verdict.extras == 0), seen, placed, cells, exact=True)
+
+
+def samples(folder: Path, seed: int) -> Iterator[Picture]:
+    """Generated samples without end, in a shuffled order. ``folder`` holds .npz files of ``images`` and ``captions``.
+
+    Raises:
+        FileNotFoundError: no .npz file in ``folder``.
+    """
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise FileNotFoundError(f"expected .npz files with images and captions in {folder}, found none")
+    pairs: list[tuple[np.ndarray, str]] = []
+    for file in files:
+        with np.load(file) as data:
+            pairs += zip(data["images"], map(str, data["captions"]), strict=True)
+    known: dict[int, Picture] = {}  # the checker takes as long as a training step
+    for turn in itertools.count():
+        for index in np.random.default_rng([seed, turn]).permutation(len(pairs)).tolist():
+            if index not in known:
+                known[index] = judged(*pairs[index])
+            yield known[index]

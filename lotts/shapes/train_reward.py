@@ -15,8 +15,9 @@ from torch import nn
 from lotts.shapes import reward
 from lotts.shapes.loop import Recipe, Worker, averaged, fit
 from lotts.shapes.reward import Answers, RewardModel, to_input
-from lotts.shapes.reward_data import IGNORE, Picture, misquote, sample_picture, samples, wear
+from lotts.shapes.reward_data import IGNORE, Picture, misquote, sample_picture, wear
 from lotts.shapes.reward_queries import Queries
+from lotts.shapes.reward_samples import samples
 from lotts.shapes.scenes import MAX_OBJECTS
 
 VAE = Path(__file__).parent / "weights" / "sd" / "vae"

@@ -9,8 +9,9 @@ import torch
 from lotts.shapes.draw import draw
 from lotts.shapes.loop import Recipe, Worker, fit
 from lotts.shapes.reward import RewardConfig, RewardModel, load, save, score
-from lotts.shapes.reward_data import IGNORE, judged, misquote, sample_picture, samples, wear
+from lotts.shapes.reward_data import IGNORE, misquote, sample_picture, wear
 from lotts.shapes.reward_queries import Queries
+from lotts.shapes.reward_samples import judged, samples
 from lotts.shapes.scenes import MAX_OBJECTS, Item, Scene, caption, sample_scene
 from lotts.shapes.train_reward import (
     Batch,
