@@ -24,24 +24,24 @@ def loss_curves() -> None:
 
 
 def single_samples() -> None:
-    report = json.loads((RESULTS / "single_samples.json").read_text())
-    rows = report["by_objects"]
-    numbers = [int(n) for n in rows]
-    figure, axis = plt.subplots(figsize=(6, 3))
-    for key, colour in (("objects_right", ACCENT), ("scenes_right", "#2e86ab")):
-        axis.plot(numbers, [rows[str(n)][key] for n in numbers], marker="o", color=colour, label=key.replace("_", " "))
-    axis.set(
-        xlabel="objects in the scene",
-        ylabel="share right",
-        ylim=(0, 1.02),
-        title="single samples of shapes-sd, held-out prompts",
-    )
-    axis.legend(frameon=False)
+    """Shares of objects and scenes right by the number of objects, one panel an embedded pipeline."""
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("single_samples*.json"))]
+    figure, axes = plt.subplots(1, len(reports), figsize=(1 + 5 * len(reports), 3), sharey=True, squeeze=False)
+    for axis, report in zip(axes[0], reports, strict=True):
+        rows = report["by_objects"]
+        numbers = [int(n) for n in rows]
+        for key, colour in (("objects_right", ACCENT), ("scenes_right", "#2e86ab")):
+            shares = [rows[str(n)][key] for n in numbers]
+            axis.plot(numbers, shares, marker="o", color=colour, label=key.replace("_", " "))
+        title = f"single samples of {report['model']}, held-out prompts"
+        axis.set(xlabel="objects in the scene", ylabel="share right", ylim=(0, 1.02), title=title)
+    axes[0][0].legend(frameon=False)
     save(figure, "single_samples.png")
 
 
 def localization() -> None:
-    names = [name for name in ("localization", "localization_drawings") if (RESULTS / f"{name}.json").exists()]
+    names = ("localization", "localization_drawings", "localization_sdxl")
+    names = [name for name in names if (RESULTS / f"{name}.json").exists()]
     figure, axes = plt.subplots(1, len(names), figsize=(1 + 5 * len(names), 4.2), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         report = json.loads((RESULTS / f"{name}.json").read_text())
@@ -58,7 +58,7 @@ def localization() -> None:
             xlim=(0.3, 1),
             xlabel="ROC-AUC against true defects",
         )
-        axis.set_title(f"{report['pictures']} ({report['with_defects']} with defects)")
+        axis.set_title(f"{report['model']}, {report['pictures']} ({report['with_defects']} with defects)")
         axis.invert_yaxis()
     axes[0][0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     save(figure, "localization.png")
