@@ -14,11 +14,14 @@ RESULTS, IMAGES = Path("bench/results"), Path("docs/images")
 def loss_curves() -> None:
     """Training loss against pictures seen, one panel a model, from the logs kept in bench/results/training."""
     logs = sorted((RESULTS / "training").glob("*.jsonl"))
-    figure, axes = plt.subplots(1, len(logs), figsize=(4.2 * len(logs), 3), squeeze=False)
-    for axis, log in zip(axes[0], logs, strict=True):
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        axis.plot([r["images"] / 1000 for r in rows], [r["loss"] for r in rows], color=ACCENT)
-        minutes = rows[-1]["seconds"] / 60
+    rows = -(-len(logs) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(12.6, 3 * rows), squeeze=False)
+    for axis in axes.flat[len(logs) :]:
+        axis.set_axis_off()
+    for axis, log in zip(axes.flat, logs, strict=False):
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        axis.plot([r["images"] / 1000 for r in lines], [r["loss"] for r in lines], color=ACCENT)
+        minutes = lines[-1]["seconds"] / 60
         axis.set(title=f"{log.stem} ({minutes:.0f} minutes)", xlabel="thousand pictures", ylabel="loss", yscale="log")
     save(figure, "training.png")
 
@@ -42,7 +45,7 @@ def single_samples() -> None:
 def localization() -> None:
     names = ("localization", "localization_drawings", "localization_sdxl")
     names = [name for name in names if (RESULTS / f"{name}.json").exists()]
-    figure, axes = plt.subplots(1, len(names), figsize=(1 + 5 * len(names), 4.2), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(1 + 6 * len(names), 4.2), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         report = json.loads((RESULTS / f"{name}.json").read_text())
         chosen = {label: report["auc"][key] for label, key in report["shown"].items()}
