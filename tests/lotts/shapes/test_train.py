@@ -153,7 +153,13 @@ def test_a_recipe_ends_in_a_pipeline_that_is_driven(name, weights, tmp_path, mon
     pipe = lotts.load_pipeline(f"shapes-{name}", device="cpu")
     guidance = {"true_cfg_scale" if name == "flux" else "guidance_scale": 2.0}
     out = lotts.LoTTS(pipe, verifier="shapes")(
-        "a red circle left of a blue ring", num_candidates=1, num_refinements=1, num_inference_steps=4, **guidance
+        "a red circle left of a blue ring",
+        num_candidates=1,
+        num_refinements=1,
+        num_inference_steps=4,
+        height=128,
+        width=128,
+        **guidance,
     )
     assert [sample.image.size for sample in out.samples] == [(128, 128)] * 2
     assert out.samples[1].mask.shape == (16, 16)
