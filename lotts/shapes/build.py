@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 LATENT_CHANNELS, LATENT_SIDE, TEXT_WIDTH, MAX_TOKENS = 8, 16, 128, 77
 
 
-def autoencoder() -> AutoencoderKL:
-    """8x down: pictures [B, 3, 128, 128] in [-1, 1] to latents [B, 8, 16, 16]."""
+def autoencoder(
+    widths: tuple[int, ...] = (16, 32, 64, 96), channels: int = LATENT_CHANNELS, **options: Any
+) -> AutoencoderKL:
+    """Pictures [B, 3, 128, 128] in [-1, 1] to latents, by default 8x down: [B, 8, 16, 16]. ``options``: of ``AutoencoderKL``."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         sample_size=128,
-        block_out_channels=(16, 32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=LATENT_CHANNELS,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        latent_channels=channels,
         layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
+        **options,
     )
 
 
@@ -61,8 +64,8 @@ def text_encoder(vocab_size: int) -> CLIPTextModel:
     return CLIPTextModel(text_config(vocab_size, 3))
 
 
-def unet() -> UNet2DConditionModel:
-    """Self- and cross-attention at 16x16 and 8x8; 4.3 M parameters."""
+def unet(cross_attention_dim: int = TEXT_WIDTH, **options: Any) -> UNet2DConditionModel:
+    """Self- and cross-attention at 16x16 and 8x8; by default 4.3 M parameters. ``options``: of ``UNet2DConditionModel``."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -74,9 +77,10 @@ def unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D",) * 2,
         layers_per_block=1,
         attention_head_dim=(2, 4),  # the number of heads: diffusers' historical name
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=cross_attention_dim,
         norm_num_groups=16,
         use_linear_projection=True,
+        **options,
     )
 
 

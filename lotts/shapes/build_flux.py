@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lotts.shapes import build
 from lotts.shapes.build import TEXT_WIDTH
 from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
 
@@ -26,19 +27,7 @@ HEADS, HEAD_DIM = 6, 32
 
 def autoencoder() -> AutoencoderKL:
     """4x down: pictures [B, 3, 128, 128] in [-1, 1] to latents [B, 4, 32, 32]."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        sample_size=128,
-        block_out_channels=(16, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=LATENT_CHANNELS,
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        shift_factor=0.0,
-    )
+    return build.autoencoder((16, 32, 64), LATENT_CHANNELS, shift_factor=0.0)
 
 
 def grow_autoencoder(old: Any, new: Any) -> None:

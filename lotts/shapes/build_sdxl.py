@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lotts.shapes.build import LATENT_CHANNELS, LATENT_SIDE, TEXT_WIDTH, text_config
+from lotts.shapes import build
+from lotts.shapes.build import TEXT_WIDTH, text_config
 
 if TYPE_CHECKING:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 #: Width of the embedding of one of the six numbers that give the picture's size and crop.
 SIZE_WIDTH = 16
-
-
 #: By how much the first text encoder's residual stream is scaled down, see ``grow``.
 STREAM = 1000.0
 
@@ -39,22 +38,10 @@ def text_encoder_2(vocab_size: int) -> CLIPTextModelWithProjection:
 
 
 def unet() -> UNet2DConditionModel:
-    """One transformer layer at 16x16, two at 8x8; 5.8 M parameters."""
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIDE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        layers_per_block=1,
-        attention_head_dim=(2, 4),  # the number of heads: diffusers' historical name
+    """One transformer layer at 16x16, two at 8x8; 6.0 M parameters."""
+    return build.unet(
+        2 * TEXT_WIDTH,
         transformer_layers_per_block=(1, 2),
-        cross_attention_dim=2 * TEXT_WIDTH,
-        norm_num_groups=16,
-        use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=SIZE_WIDTH,
         projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * SIZE_WIDTH,
@@ -65,15 +52,7 @@ def scheduler() -> EulerDiscreteScheduler:
     """Euler on the noise schedule of ``shapes-sd``."""
     from diffusers import EulerDiscreteScheduler
 
-    return EulerDiscreteScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        steps_offset=1,
-        timestep_spacing="trailing",
-    )
+    return EulerDiscreteScheduler.from_config(build.scheduler().config)
 
 
 def pipeline(vae, first, second, tokenizer, model) -> StableDiffusionXLPipeline:
