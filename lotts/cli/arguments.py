@@ -104,7 +104,7 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     verifier = args.verifier or defaults["verifier"]
     if verifier is None:
         raise ValueError(
-            f"expected --verifier for {args.model}: only {', '.join(EMBEDDED)} has one of its own. "
+            f"expected --verifier for {args.model}: only {' and '.join(EMBEDDED)} have one of their own. "
             f"Verifiers: {', '.join(available())}"
         )
     return {
