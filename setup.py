@@ -18,10 +18,11 @@ METRICS = ["scikit-image>=0.25"]
 FID = ["torch-fidelity>=0.3"]  # brings torchvision, so not with a torch that torchvision does not match
 OCR = ["rapidocr-onnxruntime>=1.4; python_version < '3.13'"]
 PLOTS = ["matplotlib>=3.8"]
+PYTEST = ["pytest>=8", "pytest-xdist>=3.6"]
 TEST = [
     *METRICS,
     *PLOTS,
-    "pytest>=8",
+    *PYTEST,
     "hypothesis>=6.100",
     "peft>=0.17",
     "scipy>=1.14",
@@ -53,7 +54,7 @@ setup(
         "plots": PLOTS,
         "ray": ["ray>=2.50"],
         "test": TEST,
-        "bench": [*PLOTS, "pytest>=8", "pytest-benchmark>=5"],
+        "bench": [*PLOTS, *PYTEST, "pytest-benchmark>=5"],
     },
     entry_points={"console_scripts": ["lotts=lotts.cli:main"]},
 )

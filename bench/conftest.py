@@ -16,6 +16,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPL = "triton" if DEVICE == "cuda" else "portable"
 
 
+def pytest_xdist_auto_num_workers():
+    """What is timed has the machine to itself."""
+    return 0
+
+
 def case_of(op: str, model: str) -> Case:
     """One picture at 1024 pixels; on a CPU fewer tokens and float32, which is what CPUs compute fast."""
     case = next(c for c in shapes.cases() if (c.op, c.model, c.pixels, c.batch) == (op, model, 1024, 1) and c.core)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lotts.shapes.draw import SIDE
+
 #: Embedded pipelines: the folder of their weights and what ``python -m lotts.shapes.train`` calls them.
 EMBEDDED: dict[str, tuple[Path, str]] = {
     f"shapes-{name}": (Path(__file__).parent / "shapes" / "weights" / name, name) for name in ("sd", "sdxl")
@@ -43,15 +45,24 @@ def load_pipeline(
     with _quiet() if name in EMBEDDED else nullcontext():  # what comes from a hub or a large folder takes a while
         pipe = _read(_location(name), precision)
     _make_restartable(pipe)
+    if name in EMBEDDED and hasattr(pipe, "default_sample_size"):
+        pipe.default_sample_size = SIDE // pipe.vae_scale_factor  # FLUX pipelines take it for 1024 px whatever they are
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(target)
 
 
 def default_settings(name: str) -> dict[str, Any]:
     """Steps, guidance (None: the pipeline's own) and verifier (None: one has to be chosen) that suit a model."""
-    if name in EMBEDDED:
-        return {"num_inference_steps": 20, "guidance_scale": 3.0, "verifier": "shapes"}
-    return {"num_inference_steps": 50, "guidance_scale": None, "verifier": None}
+    if name not in EMBEDDED:
+        return {"num_inference_steps": 50, "guidance_scale": None, "true_cfg_scale": 1.0, "verifier": None}
+    # No guidance is distilled into our FLUX: it takes the classifier-free kind.
+    scales = (None, 3.0) if name == "shapes-flux" else (3.0, 1.0)
+    return {
+        "num_inference_steps": 20,
+        "guidance_scale": scales[0],
+        "true_cfg_scale": scales[1],
+        "verifier": "shapes",
+    }
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -3,6 +3,9 @@
 import os
 import sys
 
+# One process a core runs the tests: with more threads than one each they would spin for one another's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

@@ -57,7 +57,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "G",
         "guidance; 1 is none (default: 3 for shapes-sd and shapes-sdxl, else the pipeline's own)",
     )
-    add(parser, "--true-cfg-scale", float, 1.0, "G", "FLUX: classifier-free guidance as well; 1 is none")
+    add(
+        parser,
+        "--true-cfg-scale",
+        float,
+        None,
+        "G",
+        "FLUX: classifier-free guidance as well; 1 is none (default: 3 for shapes-flux, else 1)",
+    )
     add(parser, "--negative-prompt", str, "", "TEXT", "what to stay away from (default: nothing)")
 
 
@@ -111,7 +118,7 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "verifier": verifier,
         "num_inference_steps": defaults["num_inference_steps"] if args.steps is None else args.steps,
         "guidance_scale": defaults["guidance_scale"] if args.guidance_scale is None else args.guidance_scale,
-        "true_cfg_scale": args.true_cfg_scale,
+        "true_cfg_scale": defaults["true_cfg_scale"] if args.true_cfg_scale is None else args.true_cfg_scale,
         "negative_prompt": args.negative_prompt,
         "batch_size": args.batch_size,
     }

@@ -15,14 +15,16 @@ import torch
 
 from lotts.shapes import build
 from lotts.shapes.build import TEXT_WIDTH
+from lotts.shapes.draw import SIDE
 from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import T5EncoderModel, T5Tokenizer
 
-LATENT_CHANNELS, T5_TOKENS = 4, 80
+LATENT_CHANNELS, T5_TOKENS = 4, 72
 HEADS, HEAD_DIM = 6, 32
+TOKENS = SIDE // 8  # a side of the picture
 
 
 def autoencoder() -> AutoencoderKL:
@@ -45,7 +47,7 @@ def grow_autoencoder(old: Any, new: Any) -> None:
 
 
 def t5_encoder(vocab_size: int) -> T5EncoderModel:
-    """Three layers, trained together with the transformer."""
+    """Three layers. It is taught by the CLIP of ``shapes-sd`` first, then trained together with the transformer."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
@@ -63,10 +65,13 @@ def t5_encoder(vocab_size: int) -> T5EncoderModel:
 
 
 def transformer() -> FluxTransformer2DModel:
-    """Two double and four single blocks of width 192; 5 M parameters."""
+    """Two double and four single blocks of width 192; 5 M parameters.
+
+    Every block begins as the identity and the output at zero, as in DiT (Peebles and Xie, 2023).
+    """
     from diffusers import FluxTransformer2DModel
 
-    return FluxTransformer2DModel(
+    model: Any = FluxTransformer2DModel(
         in_channels=4 * LATENT_CHANNELS,
         num_layers=2,
         num_single_layers=4,
@@ -77,6 +82,11 @@ def transformer() -> FluxTransformer2DModel:
         guidance_embeds=False,
         axes_dims_rope=(8, 12, 12),
     )
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ("norm" in name or name == "proj_out"):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    return model
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -125,6 +135,13 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     batch, channels, height, width = latents.shape
     cells = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return cells.reshape(batch, height * width // 4, 4 * channels)
+
+
+def places(side: int, device: torch.device) -> torch.Tensor:
+    """Positions [side * side, 3] of the tokens of a square picture, in the frame of one that has ``TOKENS`` a side."""
+    line = (torch.arange(side, device=device, dtype=torch.float32) + 0.5) * TOKENS / side - 0.5
+    rows, columns = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)
 
 
 def flow_path(latents: torch.Tensor, noise: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lotts.shapes.draw import SIDE
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, caption, sample_scene
 
 T = TypeVar("T")
@@ -45,20 +46,25 @@ def sample_images(
         images = pipe(
             list(captions[part]),
             num_inference_steps=steps,
-            **guidance(pipe, guidance_scale, len(captions[part])),
+            **call_arguments(pipe, guidance_scale, len(captions[part])),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
             output_type="np",
         ).images
         yield from np.rint(images * 255).astype(np.uint8)
 
 
-def guidance(pipe: Any, scale: float, prompts: int) -> dict[str, Any]:
-    """Classifier-free guidance as the pipeline takes it, for that many prompts."""
+def call_arguments(pipe: Any, guidance_scale: float, prompts: int) -> dict[str, Any]:
+    """Classifier-free guidance as the pipeline takes it for that many prompts, and what it would not take by itself."""
     if not hasattr(pipe, "transformer"):
-        return {"guidance_scale": scale}
-    # FLUX leaves guidance_scale to what is distilled into the network, and takes T5's length at every call.
-    length = pipe.tokenizer_2.model_max_length
-    return {"true_cfg_scale": scale, "negative_prompt": [""] * prompts, "max_sequence_length": length}
+        return {"guidance_scale": guidance_scale}
+    # FLUX leaves guidance_scale to what is distilled into the network, and has T5's length and its size at every call.
+    return {
+        "true_cfg_scale": guidance_scale,
+        "negative_prompt": [""] * prompts,
+        "max_sequence_length": pipe.tokenizer_2.model_max_length,
+        "height": SIDE,
+        "width": SIDE,
+    }
 
 
 def on_all_cores(

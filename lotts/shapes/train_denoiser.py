@@ -20,9 +20,11 @@ from lotts.shapes.draw import SIDE, draw
 from lotts.shapes.loop import Recipe, Worker, autocast, averaged, fit
 from lotts.shapes.sampling import sample_images
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, QUALITY_PREFIX, Scene, caption, sample_scene
+from lotts.shapes.train_text import TextLoss, train_text
 from lotts.shapes.train_vae import contact_sheet, pixels
 
 WEIGHTS = Path(__file__).parent / "weights"
+BATCH = 16  # a process
 LOW_QUALITY, HIGH_QUALITY, EMPTY = 0.15, 0.2, 0.1  # shares of captions; the rest is plain
 PLAIN_DAMAGED = 0.08  # plain captions describe the world as it is: some of its pictures are flawed
 
@@ -36,6 +38,8 @@ class Family(nn.Module, ABC):
     #: Pictures, and what ``Recipe`` takes for them.
     images: ClassVar[int] = 400_000
     recipe: ClassVar[dict[str, float]] = {"learning_rate": 1e-3, "warmup": 10_000, "ema": 0.9995}
+    #: Pictures of half the side that come before those.
+    small_images: ClassVar[int] = 0
 
     def __init__(self, folder: Path, base: Path) -> None:
         super().__init__()
@@ -46,7 +50,7 @@ class Family(nn.Module, ABC):
     def autoencoder_folder(self) -> Path:
         return self.base / "vae"
 
-    def grow(self) -> None:
+    def grow(self, worker: Worker, runs: Path) -> None:
         """Start from what is there already, where the family does; otherwise from scratch."""
 
     @abstractmethod
@@ -92,7 +96,7 @@ class StableDiffusionXLFamily(Family):
         self.text_encoder_2 = build_sdxl.text_encoder_2(size)
         self.unet = build_sdxl.unet()
 
-    def grow(self) -> None:
+    def grow(self, worker: Worker, runs: Path) -> None:
         old = StableDiffusionFamily(self.base, self.base)
         old.load()
         build_sdxl.grow(old.text_encoder, old.unet, self.text_encoder, self.unet)
@@ -112,7 +116,10 @@ class StableDiffusionXLFamily(Family):
 
 
 class FluxFamily(Family):
-    recipe: ClassVar[dict[str, float]] = {"learning_rate": 1e-3, "warmup": 16_000, "ema": 0.9995}
+    images = 80_000
+    recipe: ClassVar[dict[str, float]] = {"learning_rate": 1e-3, "warmup": 8_000, "ema": 0.9995}
+    small_images = 100_000
+    captions: ClassVar[int] = 60_000  # for T5 alone, before
 
     def __init__(self, folder: Path, base: Path) -> None:
         super().__init__(folder, base)
@@ -125,24 +132,26 @@ class FluxFamily(Family):
     def autoencoder_folder(self) -> Path:
         return self.folder / "vae"
 
-    def grow(self) -> None:
+    def grow(self, worker: Worker, runs: Path) -> None:
         old = StableDiffusionFamily(self.base, self.base)
         old.load()
         self.text_encoder.load_state_dict(old.text_encoder.state_dict())
+        lesson = TextLoss(self.text_encoder_2, self.tokenizer_2, old.text_encoder, old.tokenizer).to(worker.device)
+        train_text(worker, lesson, runs / "flux-text", self.captions)
 
     def loss(self, latents, noise, shares, texts):
         noisy, t, target = build_flux.flow_path(latents, noise, shares)
-        device, rows = latents.device, latents.shape[-2] // 2
-        ids = self.tokenizer_2(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-        grid = torch.arange(rows, device=device, dtype=torch.float32)
-        places = torch.stack([torch.zeros(rows, rows, device=device), *torch.meshgrid(grid, grid, indexing="ij")], -1)
+        device, side = latents.device, latents.shape[-1] // 2
+        # Captions fill a third of T5's length; the pipeline pads them to all of it.
+        padding = "max_length" if side == build_flux.TOKENS else "longest"
+        ids = self.tokenizer_2(texts, padding=padding, truncation=True, return_tensors="pt").input_ids.to(device)
         predicted = self.transformer(
             hidden_states=build_flux.pack(noisy),
             timestep=t,
             pooled_projections=self.text_encoder(self.ids(texts, device)).pooler_output,
             encoder_hidden_states=self.text_encoder_2(ids)[0],
             txt_ids=torch.zeros(ids.shape[1], 3, device=device),
-            img_ids=places.flatten(0, 1),
+            img_ids=build_flux.places(side, device),
         ).sample
         return (predicted.float() - build_flux.pack(target)).square().mean()
 
@@ -163,13 +172,14 @@ class LatentPool:
     """Encoded drawings with captions, made as training goes.
 
     They wait in a pool and are each used about ``REUSE`` times, under new noise, before fresh ones replace them: drawing
-    and encoding then cost a tenth of a training step. ``AHEAD`` batches are made before the first is given.
+    and encoding then cost a tenth of a training step. ``AHEAD`` batches are made before the first is given. Pictures may
+    be shrunk by a whole number.
     """
 
     REUSE, SIZE, AHEAD = 6, 12_288, 8
 
-    def __init__(self, vae: Any, batch_size: int, device: torch.device) -> None:
-        self.vae, self.batch_size, self.device = vae, batch_size, device
+    def __init__(self, vae: Any, batch_size: int, device: torch.device, shrink: int = 1) -> None:
+        self.vae, self.batch_size, self.device, self.shrink = vae, batch_size, device, shrink
         self.entries: collections.deque[tuple[torch.Tensor, torch.Tensor, str]] = collections.deque(maxlen=self.SIZE)
 
     def refill(self, rng: np.random.Generator, count: int) -> None:
@@ -179,7 +189,8 @@ class LatentPool:
             images.append(draw(scene, rng, damaged=damaged).image)
             texts.append(text)
         with torch.no_grad():
-            posterior = self.vae.encode(pixels(images, self.device)).latent_dist
+            small = torch.nn.functional.avg_pool2d(pixels(images, self.device), self.shrink)
+            posterior = self.vae.encode(small).latent_dist
         scale = self.vae.config.scaling_factor
         entries = zip((posterior.mean * scale).float(), (posterior.std * scale).float(), texts, strict=True)
         self.entries.extend(entries)
@@ -239,10 +250,17 @@ def train_denoiser(
     if onward:
         family.load()
     else:
-        family.grow()
+        family.grow(worker, runs)
     family.to(worker.device)
     vae = AutoencoderKL.from_pretrained(family.autoencoder_folder, torch_dtype=torch.float32).to(worker.device).eval()
-    recipe = Recipe(images=images, batch_size=16, seed=worker.seed, **family.recipe)  # type: ignore[arg-type]
+
+    def loss(shrink: int) -> DenoiserLoss:
+        return DenoiserLoss(family, LatentPool(vae, BATCH, worker.device, shrink))
+
+    common: dict[str, Any] = {"batch_size": BATCH, "seed": worker.seed, **family.recipe}
+    if family.small_images and not onward:
+        small = Recipe(images=family.small_images, cooldown=0.1, **common)
+        fit(worker, family, loss(shrink=2), small, runs / f"{name}-small")
 
     def preview(_, path: Path) -> None:
         pipe = family.pipeline(vae)
@@ -253,8 +271,8 @@ def train_denoiser(
             images = list(sample_images(pipe, [caption(scene) for scene in scenes], range(len(scenes))))
         contact_sheet(np.stack(images), 6).save(path)
 
-    loss = DenoiserLoss(family, LatentPool(vae, recipe.batch_size, worker.device))
-    fit(worker, family, loss, recipe, runs / name, preview=preview, preview_every=25_000)
+    recipe = Recipe(images=images, **common)
+    fit(worker, family, loss(shrink=1), recipe, runs / name, preview=preview, preview_every=25_000)
     if worker.rank == 0:
         export_denoiser(name, runs, weights)
 

@@ -11,6 +11,7 @@ from bench import resources
 from bench.resources import Needs, judge, parse_amd, parse_nvidia
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.xdist_group("resources")  # one process compiles what they all read
 
 CUOBJDUMP = """
 Resource usage:

@@ -265,7 +265,7 @@ def test_inference_mode_and_gradients(tiny_unet):
 def test_a_compiled_model_records_the_same_and_many_recorders_share_one_compilation(shallow_unet):
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(shallow_unet, fullgraph=True, backend=counter)
     inputs = arguments(4)
     expected = compiled(*inputs).sample

@@ -13,12 +13,14 @@ from lotts.shapes.loop import Worker
 from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
 from lotts.shapes.train_denoiser import (
     WEIGHTS,
+    FluxFamily,
     LatentPool,
     StableDiffusionFamily,
     StableDiffusionXLFamily,
     captioned,
     train_denoiser,
 )
+from lotts.shapes.train_text import same_words
 from lotts.shapes.train_vae import train_vae
 
 WORKER = Worker(0, 1, 0, torch.device("cpu"))
@@ -61,6 +63,43 @@ def test_latents_are_packed_as_the_pipeline_packs_them():
     assert torch.equal(build_flux.pack(latents), FluxPipeline._pack_latents(latents, 2, 4, 6, 8))
 
 
+def test_positions_of_any_size_span_the_same_frame():
+    full, half = (build_flux.places(side, WORKER.device) for side in (16, 8))
+    assert full.tolist() == [[0, row, column] for row in range(16) for column in range(16)]
+    # A token of half the size stands amid the four whose place it takes.
+    assert torch.equal(half.view(8, 8, 3), full.view(8, 2, 8, 2, 3).mean((1, 3)))
+
+
+@torch.no_grad()
+def test_an_untrained_transformer_passes_its_input_through_and_says_nothing():
+    model, inner = build_flux.transformer().eval(), {}
+    model.norm_out.register_forward_hook(lambda layer, given, out: inner.update(entering=given[0]))
+    tokens = normal(2, 16, 16)
+    out = model(
+        hidden_states=tokens, timestep=torch.tensor([0.2, 0.9]), pooled_projections=normal(2, 128),
+        encoder_hidden_states=normal(2, 5, 128), txt_ids=torch.zeros(5, 3), img_ids=build_flux.places(4, WORKER.device),
+    ).sample  # fmt: skip
+    assert torch.equal(inner["entering"], model.x_embedder(tokens))
+    assert not out.any()
+
+
+def test_words_of_two_tokenizers_meet(tmp_path):
+    build_flux.write_t5_tokenizer(tmp_path, captions=500)
+    t5, clip = build_flux.load_t5_tokenizer(tmp_path), build.load_tokenizer(WEIGHTS / "sd" / "tokenizer")
+    read = {"padding": True, "return_tensors": "pt", "return_offsets_mapping": True}
+    mine, theirs = (t(["A high-quality image of a red circle.", "", "a blue ring"], **read) for t in (t5, clip))
+    pairs = [
+        (t5.convert_ids_to_tokens(int(mine.input_ids[r, a])), clip.convert_ids_to_tokens(int(theirs.input_ids[r, b])))
+        for r, a, b in zip(*same_words(mine, theirs), strict=True)
+    ]
+    ends = ("</s>", "<|endoftext|>")
+    first = ["▁A a", "▁high-quality quality", "▁image image", "▁of of", "▁a a", "▁red red", "▁circle circle", ". ."]
+    expected = (
+        [tuple(pair.split()) for pair in first] + [ends] * 2 + [("▁a", "a"), ("▁blue", "blue"), ("▁ring", "ring"), ends]
+    )
+    assert [(a, b.removesuffix("</w>")) for a, b in pairs] == expected
+
+
 def test_t5_reads_every_caption_word_by_word(tmp_path):
     build_flux.write_t5_tokenizer(tmp_path, captions=3_000)
     tokenizer = build_flux.load_t5_tokenizer(tmp_path)
@@ -75,11 +114,11 @@ def test_t5_reads_every_caption_word_by_word(tmp_path):
 
 
 @torch.no_grad()
-def test_a_grown_network_computes_what_the_old_one_did():
+def test_a_grown_network_computes_what_the_old_one_did(tmp_path):
     base = WEIGHTS / "sd"
     family, old = StableDiffusionXLFamily(WEIGHTS / "sdxl", base), StableDiffusionFamily(base, base)
     old.load()
-    family.grow()
+    family.grow(WORKER, tmp_path)
     texts = ["a red circle left of a blue ring", "", "scattered: a pink star, a small green heart, a black cross"]
     ids, latents, t = old.ids(texts, WORKER.device), normal(3, 8, 16, 16), torch.tensor([10, 500, 900])
     expected = old.unet(latents, t, old.text_encoder(ids)[0]).sample
@@ -148,6 +187,8 @@ def test_a_recipe_ends_in_a_pipeline_that_is_driven(name, weights, tmp_path, mon
     if name == "flux":
         train_vae(WORKER, name, tmp_path / "runs", 4, weights)
         build_flux.write_t5_tokenizer(weights / name / "tokenizer_2", captions=500)
+        monkeypatch.setattr(FluxFamily, "captions", 64)
+        monkeypatch.setattr(FluxFamily, "small_images", 32)
     train_denoiser(WORKER, name, tmp_path / "runs", 16, weights=weights)
     monkeypatch.setitem(models.EMBEDDED, f"shapes-{name}", (Path(weights / name), name))
     pipe = lotts.load_pipeline(f"shapes-{name}", device="cpu")
@@ -165,6 +206,10 @@ def test_a_recipe_ends_in_a_pipeline_that_is_driven(name, weights, tmp_path, mon
     assert out.samples[1].mask.shape == (16, 16)
     state = torch.load(tmp_path / "runs" / name / "state.pt", weights_only=True)
     assert state["seen"] == 16
+    if name == "flux":
+        before = {stage: torch.load(tmp_path / "runs" / stage / "state.pt", weights_only=True)["seen"]
+                  for stage in ("flux-text", "flux-small")}  # fmt: skip
+        assert before == {"flux-text": 64, "flux-small": 32}
 
 
 def test_training_goes_onward_from_the_weights_that_are_there(weights, tmp_path):
