@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -63,6 +64,27 @@ def region_attention(query: Tensor, key: Tensor, value: Tensor, stored_key: Tens
     """Output [B, H, N, D] from fresh and stored keys and values."""
     keys, values = torch.cat([key, stored_key], dim=2), torch.cat([value, stored_value], dim=2)
     return torch.softmax(query @ keys.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1) @ values
+
+
+def norm_rope(
+    tokens: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    places: Tensor,
+    eps: float,
+    weight: Tensor,
+    prefix_weight: Tensor,
+    prefix: int,
+) -> Tensor:
+    """Tokens [B, H, N, D], normalised and turned; the turn in float32, as diffusers has it."""
+    dim = tokens.shape[-1:]
+    parts = tokens[:, :, :prefix], tokens[:, :, prefix:]
+    normed = [F.rms_norm(part, dim, w, eps) for part, w in zip(parts, (prefix_weight, weight), strict=True)]
+    x = torch.cat(normed, dim=2)
+    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-imaginary, real], dim=-1).flatten(-2)
+    c, s = (table[places].unsqueeze(1) for table in (cos, sin))
+    return (x.float() * c.float() + turned.float() * s.float()).to(tokens.dtype)
 
 
 def inject_noise(

@@ -224,6 +224,46 @@ class RegionCase(Case):
 
 
 @dataclass(frozen=True)
+class RopeCase(Case):
+    """Norm and rotary embedding of ``text`` tokens and ``rows`` of an image of ``places``, as a sparse step has them."""
+
+    heads: int
+    text: int
+    rows: int
+    places: int
+    dim: int
+
+    def shape(self) -> dict[str, Any]:
+        return {"B": self.batch, "H": self.heads, "N": self.text + self.rows, "D": self.dim}
+
+    def inputs(self, device: str) -> Inputs:
+        make = _Maker(device, self.dtype)
+        order = torch.randperm(self.places, generator=make.generator)[: self.rows] + self.text
+        angles = torch.arange(self.text + self.places)[:, None] * 1e4 ** (-torch.arange(0, self.dim, 2) / self.dim)
+        angles = angles.repeat_interleave(2, dim=1).to(device)
+        return {
+            "tokens": make.heads(self.batch, self.heads, self.text + self.rows, self.dim),
+            "cos": angles.cos(),
+            "sin": angles.sin(),
+            "places": torch.cat([torch.arange(self.text), order])[None].to(device),
+            "eps": 1e-6,
+            "weight": 1 + make.normal(self.dim) / 4,
+            "prefix_weight": 1 + make.normal(self.dim) / 4,
+            "prefix": self.text,
+        }
+
+    def check(self, inputs: Inputs, result: Any) -> list[Check]:
+        wide = {n: a.double() if torch.is_tensor(a) and a.is_floating_point() else a for n, a in inputs.items()}
+        truth = lotts.kernels.norm_rope(**wide, impl="reference")
+        return [compare("tokens", result, self.formula()(**inputs), truth, 2 * torch.finfo(self.dtype).eps)]
+
+    def traffic(self, inputs: Inputs, result: Any) -> int:
+        tables = inputs["cos"].nbytes + inputs["sin"].nbytes
+        read = inputs["places"].shape[1] * tables // len(inputs["cos"])
+        return super().traffic(inputs, result) - tables + read
+
+
+@dataclass(frozen=True)
 class LatentCase(Case):
     """Latents [batch, channels, side, side], ``refinements`` of each where noise is injected."""
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from bench.cases import AttentionCase, Case, LatentCase, NoiseCase, RegionCase
+from bench.cases import AttentionCase, Case, LatentCase, NoiseCase, RegionCase, RopeCase
 
 PIXELS = (512, 1024, 2048)
 #: model -> (heads, pixels a token spans) of each level with attention; head dim 64 throughout.
@@ -20,7 +20,7 @@ ONE, MANY = 1, 8
 
 def cases() -> list[Case]:
     """Every case, op by op."""
-    return [*_cross(), *_self(), *_joint(), *_regions(), *_latents(), *_noise()]
+    return [*_cross(), *_self(), *_joint(), *_regions(), *_turns(), *_latents(), *_noise()]
 
 
 def _cross() -> list[Case]:
@@ -85,6 +85,15 @@ def _regions() -> list[Case]:
             RegionCase("region_attention", "SDXL", 1024, 2, torch.float16, True, 10, masked, sdxl - masked, UNET_DIM)
         )
     return cases
+
+
+def _turns() -> list[Case]:
+    """Queries or keys of FLUX at 1024 pixels, all of them, and with a fifth of the image's tokens."""
+    tokens = (1024 // FLUX_PATCH) ** 2
+    return [
+        RopeCase("norm_rope", "FLUX", 1024, ONE, torch.bfloat16, True, FLUX_HEADS, FLUX_TEXT, rows, tokens, FLUX_DIM)
+        for rows in (tokens, 896)
+    ]
 
 
 def _latents() -> list[Case]:

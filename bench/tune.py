@@ -59,6 +59,8 @@ def candidates(op: str, bits: int) -> list[Config]:
         choices = {"BLOCK_N": (32, *rows), "BLOCK_L": keys, "num_warps": (4, 8), "num_stages": (1, 2)}
     elif op in ("propagate_attention", "region_attention"):
         choices = {"BLOCK_N": rows, "BLOCK_M": keys, "num_warps": (4, 8), "num_stages": (1, 2, 3)}
+    elif op == "norm_rope":
+        choices = {"BLOCK_N": (4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8), "num_stages": (1,)}
     else:
         choices = {"BLOCK": (512, 1024, 2048, 4096), "num_warps": (2, 4, 8), "num_stages": (1,)}
     made = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
@@ -74,6 +76,8 @@ def groups(op: str) -> list[Group]:
             Group(op, op, bits, bound, UNBOUNDED, tuple(dataclasses.replace(_in_dtype(c, bits), dim=dim) for c in core))
             for bits, (bound, dim) in bounds
         ]  # fmt: skip
+    if op == "norm_rope":
+        return [Group(op, op, bits, 256, 0, tuple(_in_dtype(case, bits) for case in core)) for bits in (16, 32)]
     attention = [case for case in core if isinstance(case, AttentionCase)]
     if not attention:
         sizes = (32,) if op == "philox_normal" else (16, 32)

@@ -2,7 +2,8 @@
 
 The blocks' code is diffusers' own. Before the first block tokens are put in the region's order and, in a sparse step, only
 its own are kept; after the last they go back to their places. Between, each block works token by token, but for its
-attention, which is handed to ``_Mixing``: there the region's queries meet fresh keys of the region and stored ones of the rest.
+attention, which is handed to ``_Mixing``: there queries and keys get the rotary embedding of their places, and their norm in
+the same pass; then the region's queries meet fresh keys of the region and stored ones of the rest.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from lotts.capture.patch import replaced
-from lotts.kernels import region_attention
+from lotts.kernels import norm_rope, region_attention
 from lotts.sparse.region import Region
 from lotts.sparse.sites import Site
 
@@ -29,11 +31,12 @@ class Stretch:
     def __init__(self, site: Site, region: Region) -> None:
         self.site, self.region = site, region
         self.handlers = {name: _Mixing(name, self) for name in site.layers}
+        self.norms = {name: norms for name, attn in site.layers.items() if (norms := _norms(attn)) and site.rotary}
         self.read: Read | None = None
         self.write: Write | None = None
         self.computed = 0
         self._call = -1
-        self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._tables: Tensors | None = None
 
     @contextmanager
     def running(self, *, read: Read | None = None, write: Write | None = None) -> Iterator[None]:
@@ -45,6 +48,8 @@ class Stretch:
         with ExitStack() as stack:
             if self.site.rotary is not None:
                 stack.enter_context(replaced(self.site.rotary, forward=self._rotary(self.site.rotary.forward)))
+            for norm in (norm for norms in self.norms.values() for norm in norms):
+                stack.enter_context(replaced(norm, forward=_as_it_is))
             first, last = self.site.blocks[0], self.site.blocks[-1]
             stack.enter_context(replaced(first, forward=self._entry(first.forward)))
             stack.enter_context(replaced(last, forward=self._exit(last.forward)))
@@ -57,17 +62,23 @@ class Stretch:
         """Of what a layer, or with "" the stretch, leaves in this forward: guided FLUX has two a step."""
         return self._call, name
 
-    def rotated(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[R, H, S, D] with the rotary embeddings of its tokens' places, by diffusers' own function."""
+    def placed(self, name: str, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Query and key [R, H, S, D] of a layer with the rotary embeddings of their tokens' places and, where the layer leaves
+        that to us, normalised.
+        """
         if self._tables is None:
-            return tensor
-        from diffusers.models.embeddings import apply_rotary_emb
-
-        groups = tensor.shape[0] // self._tables[0].shape[0]
-        tables = tuple(table.repeat(groups, 1, 1).flatten(0, 1) for table in self._tables)
-        # One long sequence, since that function has one table for all rows.
-        rows = tensor.transpose(1, 2)
-        return apply_rotary_emb(rows.flatten(0, 1)[None], tables, sequence_dim=1)[0].view(rows.shape).transpose(1, 2)
+            return query, key
+        cos, sin, places = self._tables
+        norms, text = self.norms.get(name, ()), self.site.image_start(query.shape[2], self.computed)
+        turned = []
+        for side, tokens in enumerate((query, key)):
+            own: dict[str, Any] = {}
+            if norms:
+                own = {"eps": norms[side].eps, "weight": norms[side].weight}
+            if len(norms) > 2:
+                own |= {"prefix": text, "prefix_weight": norms[side + 2].weight}
+            turned.append(norm_rope(tokens, cos, sin, places=places, **own))
+        return turned[0], turned[1]
 
     def _entry(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -101,13 +112,30 @@ class Stretch:
     def _rotary(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(ids: torch.Tensor) -> None:
             """No tables, so that the blocks do not rotate: rows of a batch have their tokens in orders of their own."""
-            tables, text = [], len(ids) - self.site.tokens
-            for table in original(ids):
-                image = table[text:][self.region.order[:, : self.computed]]
-                tables.append(torch.cat([table[:text].expand(len(image), -1, -1), image], dim=1))
-            self._tables = (tables[0], tables[1])
+            text = len(ids) - self.site.tokens
+            image = text + self.region.order[:, : self.computed]
+            first = torch.arange(text, device=image.device).expand(len(image), -1)
+            self._tables = (*original(ids), torch.cat([first, image], dim=1))
 
         return forward
+
+
+def _norms(attn: Any) -> tuple[nn.RMSNorm, ...]:
+    """Of query and key, then of the text's where it has its own: norms whose part ``norm_rope`` can take, else none.
+
+    An IP-Adapter reads what is normalised, and what offloading moves in with a norm's ``forward`` is not there without it.
+    """
+    if type(attn.processor).__name__ != "FluxAttnProcessor":
+        return ()
+    names = ("norm_q", "norm_k") + (("norm_added_q", "norm_added_k") if attn.added_kv_proj_dim is not None else ())
+    norms = tuple(getattr(attn, name) for name in names)
+    plain = all(type(norm) is nn.RMSNorm and "forward" not in norm.__dict__ for norm in norms)
+    hooked = any(norm._forward_hooks or norm._forward_pre_hooks for norm in norms)
+    return norms if plain and not hooked and norms[0].eps is not None and len({norm.eps for norm in norms}) == 1 else ()
+
+
+def _as_it_is(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens
 
 
 class _Mixing:
@@ -125,7 +153,7 @@ class _Mixing:
                 f"{self.name} attends under a mask, dropout or grouped queries, which a sparse step cannot: use sparse='dense'"
             )
         stretch = self.stretch
-        query, key = stretch.rotated(query), stretch.rotated(key)
+        query, key = stretch.placed(self.name, query, key)
         start = stretch.site.image_start(query.shape[2], stretch.computed)
         common, size = stretch.region.common, stretch.region.size
         if stretch.read is None:

@@ -9,7 +9,7 @@ import torch
 
 from bench import gpu, render, shapes, targets
 from bench.__main__ import main
-from bench.cases import AttentionCase, NoiseCase, RegionCase
+from bench.cases import AttentionCase, NoiseCase, RegionCase, RopeCase
 from bench.timing import GpuTimer, Times, percentiles, rounds_of
 
 
@@ -36,6 +36,8 @@ def small(case):
         return dataclasses.replace(case, batch=1, rows=70, heads=3, dim=16, dtype=torch.float16, **text)
     if isinstance(case, RegionCase):
         return dataclasses.replace(case, batch=1, rows=70, stored=50, heads=3, dim=16, dtype=torch.float16)
+    if isinstance(case, RopeCase):
+        return dataclasses.replace(case, batch=2, text=7, rows=30, places=49, heads=3, dim=16, dtype=torch.float16)
     if isinstance(case, NoiseCase):
         return dataclasses.replace(case, batch=2, side=8)
     return dataclasses.replace(case, batch=2, side=8, dtype=torch.float16)

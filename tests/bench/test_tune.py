@@ -64,6 +64,7 @@ def test_every_row_has_cases_within_its_bounds():
         "contrast_attention",
         "propagate_attention",
         "region_attention",
+        "norm_rope",
         "inject_noise",
         "blend_step",
         "philox_normal",

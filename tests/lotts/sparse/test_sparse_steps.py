@@ -239,6 +239,47 @@ def test_lora_layers_work_inside(backbone_of):
 
 
 @torch.no_grad()
+def test_an_ip_adapter_reads_normalised_queries_inside(backbone_of):
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    backbone = backbone_of("flux-dev")
+    torch.manual_seed(0)
+    for name, attn in attention_modules(backbone.network).items():
+        if not name.startswith("single"):
+            attn.set_processor(FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=16, scale=3.0))
+    extra = {"ip_hidden_states": [torch.randn(2, 4, 16)]}
+    forward = backbone.network.forward
+    backbone.network.forward = lambda *args, **kwargs: forward(*args, joint_attention_kwargs=extra, **kwargs)
+    text, latents, mask = guided(backbone), start(backbone, (3, 4)), corner(size_of(backbone)).expand(2, -1, -1)
+    backbone.restart(STEPS, 0, size_of(backbone))
+    sparse = planned(backbone, text, mask)
+    assert all(name.startswith("single") for name in sparse.stretches[0].norms)
+    for step in (2, 3):
+        with sparse.step(step):
+            actual = backbone.predict_rows(latents, 2, text)
+    expected = backbone.predict_rows(latents, 2, text)
+    assert close(actual[..., mask[0]], expected[..., mask[0]])
+    extra["ip_hidden_states"] = [torch.randn(2, 4, 16)]
+    assert not close(backbone.predict_rows(latents, 2, text), expected, 1e-3), "the adapter has no say"
+
+
+def test_norms_that_offloading_moves_in_are_left_to_their_layers(backbone_of):
+    from diffusers.hooks import apply_group_offloading
+
+    backbone = backbone_of("flux-dev")
+
+    def taken_over():
+        backbone.restart(STEPS, 0, size_of(backbone))
+        return planned(backbone, guided(backbone), corner(size_of(backbone))).stretches[0].norms
+
+    assert set(taken_over()) == set(attention_modules(backbone.network))
+    assert {len(norms) for norms in taken_over().values()} == {2, 4}
+    cpu = torch.device("cpu")
+    apply_group_offloading(backbone.network, onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    assert not taken_over()
+
+
+@torch.no_grad()
 def test_a_compiled_network_is_sparse_without_graph_breaks(clip_tokenizer):
     backbone = backbone_for(tiny.flux(clip_tokenizer, blocks=1))
     text, latents = backbone.encode_prompt("a red cat"), start(backbone)
