@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bench import embedded
 from lotts.capture.patch import attention_modules, patched_attention
 from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, content_weights
 from lotts.localize import LocalizeConfig, contrast, unit_range
@@ -169,26 +170,11 @@ def maps_of(taps: dict[str, Tap]) -> dict[str, torch.Tensor]:
     return out
 
 
-@functools.cache
-def _backbone(model: str):
-    from lotts.backbones import backbone_for
-    from lotts.models import load_pipeline
-
-    return backbone_for(load_pipeline(model))
-
-
-@functools.cache
-def _verifier():
-    from lotts.verifiers import load
-
-    return load("shapes")
-
-
 @torch.no_grad()
 def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float]] | None:
     text, seed, drawing = job
-    backbone = _backbone(model)
-    conditioning = backbone.encode_prompt(text, "", GUIDANCE)
+    backbone = embedded.backbone(model)
+    conditioning = embedded.encode(model, text)
     with tapped(backbone, text) as taps:
         if drawing:
             rng = np.random.default_rng([seed, 11])
@@ -225,7 +211,7 @@ def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float
                 with watch.step(step, latents := latents_at(step)):
                     backbone.predict(latents, step, conditioning)
             maps |= {f"{name} | {contrast_}": m[0] for name, m in watch.maps(latents_at).items()}
-    maps["verifier"] = _verifier().defect_maps([image / np.float32(255)], [text])[0]
+    maps["verifier"] = embedded.verifier().defect_maps([image / np.float32(255)], [text])[0]
     truth, foreground = cells(truth), cells(foreground)
     maps["foreground"] = torch.from_numpy(foreground.astype(np.float32))
     maps["random"] = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))

@@ -10,7 +10,6 @@ standard errors.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import embedded
 from bench.localization import cells
 from lotts.compare.runner import versions_of
 from lotts.localize import quality_mask, smooth
@@ -27,34 +27,24 @@ from lotts.shapes.sampling import held_out_scenes, on_all_cores
 from lotts.shapes.scenes import parse
 from lotts.sources import AttentionSource, PredictionSource
 
+MODEL = "shapes-sd"
 STEPS, GUIDANCE, SIZE = 20, 3.0, (16, 16)
 NOISE_STEPS = (4, 8, 12)
 RATIO = 0.5
 BANDS = {"all": (2, 16), "2-4": (2, 4), "5-8": (5, 8), "9-12": (9, 12), "13-16": (13, 16)}
 
 
-@functools.cache
-def tools() -> tuple[Any, Any]:
-    """The embedded pipeline's backbone, and its verifier."""
-    from lotts.backbones import backbone_for
-    from lotts.models import load_pipeline
-    from lotts.verifiers import load
-
-    return backbone_for(load_pipeline("shapes-sd")), load("shapes")
-
-
 def judge(image: np.ndarray, text: str) -> dict[str, float]:
     """The verifier's score of a picture uint8 [H, W, 3], and the checker's share of objects right and whether all are."""
     verdict = check(image, parse(text))
-    score = float(tools()[1]([image.astype(np.float32) / 255], [text])[0])
+    score = float(embedded.verifier()([image.astype(np.float32) / 255], [text])[0])
     return {"score": score, "objects": float(verdict.objects_right), "scene": float(verdict.scene_right)}
 
 
 @torch.no_grad()
 def _draw(text: str, seed: int) -> tuple[dict[str, float], np.ndarray]:
     """Share of the picture under the mask of each arm, and the pictures uint8 [1 + arms, H, W, 3], the candidate's first."""
-    backbone, _ = tools()
-    conditioning = backbone.encode_prompt(text, "", GUIDANCE)
+    backbone, conditioning = embedded.backbone(MODEL), embedded.encode(MODEL, text)
     with AttentionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
         attention = watch.maps(lambda step: candidate.latents[step][None])["P"]

@@ -1,4 +1,4 @@
-"""What sparse refinements lose to dense ones on the embedded pipeline: ``python -m bench sparse_quality --prompts 256``.
+"""What sparse refinements lose to dense ones on an embedded pipeline: ``python -m bench sparse_quality --prompts 256``.
 
 For each held-out prompt one candidate is drawn and refined several times under the method's own mask, at each mask share
 densely and in every sparse way, with the same injected noise. Reported against the dense refinement with the same noise: the
@@ -11,6 +11,7 @@ interrupted run resumes) and summarised into a JSON beside it.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import embedded
 from bench.record import environment, write_json
-from bench.refinement import GUIDANCE, SIZE, STEPS, judge, levels, mean_and_error, tools
+from bench.refinement import SIZE, STEPS, judge, levels, mean_and_error
 from lotts.cost import Cost
 from lotts.localize import quality_mask
 from lotts.resample import ResampleConfig, denoise, refine
@@ -42,12 +44,11 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def one(job: tuple[int, str, int, int]) -> dict[str, Any]:
-    """One prompt's row: ``job`` is its index, the prompt, the candidate's seed and the number of steps."""
-    index, text, seed, steps = job
-    backbone, _ = tools()
+def one(job: tuple[int, str, int], model: str, steps: int) -> dict[str, Any]:
+    """One prompt's row: ``job`` is its index, the prompt and the candidate's seed."""
+    index, text, seed = job
+    backbone, conditioning = embedded.backbone(model), embedded.encode(model, text)
     start = NOISE_STEP * steps // STEPS
-    conditioning = backbone.encode_prompt(text, "", GUIDANCE)
     config = ResampleConfig(noise_step=start)
     trace = Trace(backbone, SIZE, config.masked_steps(steps), 1, offload=False)
     with AttentionSource().watch(backbone, text, [0], SIZE, steps, conditioning) as watch:
@@ -67,7 +68,7 @@ def one(job: tuple[int, str, int, int]) -> dict[str, Any]:
             ]  # fmt: skip
             images = list(backbone.decode(torch.stack([r.result for r in refined])))
             dense = dense or images
-            rows = REFINEMENTS * len(config.masked_steps(steps)) * 2
+            rows = REFINEMENTS * len(config.masked_steps(steps)) * (2 if conditioning.guided else 1)
             row["arms"][f"{way} @ {ratio:g}"] = {
                 "verdicts": [judge(image, text) for image in levels(images)],
                 "psnr": [_psnr(a[pixels], b[pixels]) for a, b in zip(images, dense, strict=True)],
@@ -82,8 +83,8 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float | None:
     return None if error == 0 else -10 * float(np.log10(error))
 
 
-def work(jobs: list[tuple[int, str, int, int]]) -> list[dict[str, Any]]:
-    return [one(job) for job in jobs]
+def work(jobs: list[tuple[int, str, int]], model: str, steps: int) -> list[dict[str, Any]]:
+    return [one(job, model, steps) for job in jobs]
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -114,31 +115,38 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench sparse_quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", default="shapes-sd", help="an embedded pipeline (default shapes-sd)")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"denoising steps (default {STEPS})")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument(
-        "--rows", type=Path, default=Path("runs/sparse_quality.jsonl"), help="one line a prompt; resumed"
+        "--rows", type=Path, help="one line a prompt; resumed (default: runs/sparse_quality/MODEL.jsonl)"
     )
     parser.add_argument("--out", type=Path, default=Path("bench/results/sparse_quality.json"))
     parser.add_argument("--processes", type=int)
     arguments = parser.parse_args(argv)
+    kept = arguments.rows or Path("runs/sparse_quality") / f"{arguments.model}.jsonl"
     scenes = held_out_scenes(arguments.prompts, arguments.seed)
-    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {row["index"] for row in rows}
-    jobs = [
-        (i, text, arguments.seed * 20_011 + i, arguments.steps) for i, (_, text) in enumerate(scenes) if i not in done
-    ]
-    arguments.rows.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.rows.open("a", encoding="utf-8") as log:
+    jobs = [(i, text, arguments.seed * 20_011 + i) for i, (_, text) in enumerate(scenes) if i not in done]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    draw = functools.partial(work, model=arguments.model, steps=arguments.steps)
+    with kept.open("a", encoding="utf-8") as log:
         for start in range(0, len(jobs), 16):
-            for row in on_all_cores(work, jobs[start : start + 16], chunk=2, processes=arguments.processes):
+            for row in on_all_cores(draw, jobs[start : start + 16], chunk=2, processes=arguments.processes):
                 rows.append(row)
                 log.write(json.dumps(row) + "\n")
             log.flush()
     if not rows:
         parser.error("--prompts: expected at least one")
-    report = {"environment": environment(), "prompts": len(rows), "steps": arguments.steps, "arms": summarise(rows)}
+    report = {
+        "environment": environment(),
+        "model": arguments.model,
+        "prompts": len(rows),
+        "steps": arguments.steps,
+        "arms": summarise(rows),
+    }
     write_json(arguments.out, report)
     for arm, figures in report["arms"].items():
         print(f"{arm:24s} " + "  ".join(f"{name}: {value}" for name, value in figures.items()))

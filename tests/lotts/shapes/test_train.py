@@ -9,8 +9,9 @@ import torch
 import lotts
 from lotts import models
 from lotts.shapes import build, build_flux, build_sdxl
+from lotts.shapes.draw import draw
 from lotts.shapes.loop import Worker
-from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
+from lotts.shapes.scenes import COLOURS, QUALITY_PREFIX, SHAPES, caption, sample_scene
 from lotts.shapes.train_denoiser import (
     WEIGHTS,
     FluxFamily,
@@ -18,6 +19,7 @@ from lotts.shapes.train_denoiser import (
     StableDiffusionFamily,
     StableDiffusionXLFamily,
     captioned,
+    contents_of,
     train_denoiser,
 )
 from lotts.shapes.train_text import same_words
@@ -171,6 +173,23 @@ def test_captions_are_dropped_and_latents_reused():
     texts = [text for *_, texts in batches for text in texts]
     assert 0.03 < np.mean([text == "" for text in texts]) < 0.2
     assert all(float(mean.abs().max()) > 1 for mean, *_ in batches)  # scaled
+
+
+@pytest.mark.parametrize("cells", [8, 16])
+def test_contents_name_what_lies_in_a_cell(cells):
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        scene = sample_scene(rng, 4)
+        drawing = draw(scene, rng)
+        contents = contents_of(drawing, scene, cells)
+        assert contents.shape == (2, cells, cells)
+        for item, spot in zip(scene.items, drawing.placed, strict=True):
+            if item.shape != "ring":  # whose middle is ground
+                found = contents[:, int(spot.y * cells / 128), int(spot.x * cells / 128)]
+                assert found.tolist() == [list(COLOURS).index(item.colour) + 1, SHAPES.index(item.shape) + 1]
+        empty = ~drawing.objects.any(0).reshape(cells, 128 // cells, cells, -1).any((1, 3))
+        assert empty.any()
+        assert not contents[:, empty].any()
 
 
 def test_low_quality_captions_go_with_damage():
