@@ -21,7 +21,8 @@ from bench import embedded
 from bench.localization import cells
 from lotts.compare.runner import versions_of
 from lotts.localize import quality_mask, smooth
-from lotts.resample import ResampleConfig, denoise, grow, refine
+from lotts.resample import denoise, grow, refine
+from lotts.resample_config import ResampleConfig
 from lotts.shapes.checker import check
 from lotts.shapes.sampling import held_out_scenes, on_all_cores
 from lotts.shapes.scenes import parse

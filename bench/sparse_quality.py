@@ -25,7 +25,8 @@ from bench.record import environment, write_json
 from bench.refinement import SIZE, STEPS, judge, levels, mean_and_error
 from lotts.cost import Cost
 from lotts.localize import quality_mask
-from lotts.resample import ResampleConfig, denoise, refine
+from lotts.resample import denoise, refine
+from lotts.resample_config import ResampleConfig
 from lotts.shapes.sampling import held_out_scenes, on_all_cores
 from lotts.sources import AttentionSource
 from lotts.sparse import Trace

@@ -15,7 +15,8 @@ from lotts.localize import check_ratio
 from lotts.meter import Meter
 from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index
 from lotts.paste import paste
-from lotts.resample import OnStep, ResampleConfig, Trajectory, grow, refine
+from lotts.resample import OnStep, Trajectory, grow, refine
+from lotts.resample_config import ResampleConfig
 from lotts.sources import Heatmaps, MapSource, Watch
 from lotts.sparse import Trace, plan_trace
 from lotts.verifiers import Judge, score

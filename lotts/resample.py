@@ -14,62 +14,8 @@ import torch.nn.functional as F
 from lotts.backbones import Backbone, Conditioning, LinearUpdate
 from lotts.cost import Cost
 from lotts.kernels import blend_step, inject_noise
+from lotts.resample_config import ResampleConfig
 from lotts.sparse import Trace, plan
-from lotts.sparse.config import check as check_sparse
-
-BACKGROUNDS = ("replay", "fixed", "fresh", "clean")
-
-
-@dataclass(frozen=True)
-class ResampleConfig:
-    """How a masked region is resampled.
-
-    Args:
-        noise_step: the sampler step t0, counted from pure noise, at which a refinement starts; 0 resamples from scratch.
-        global_steps: how many of the last steps denoise the whole picture.
-        background: what surrounds the mask while it is refined: the candidate's own latents of that step (``replay``),
-            its result re-noised with one noise (``fixed``) or with a new one each step (``fresh``), or its result
-            without noise (``clean``).
-        dilate: grow the mask by this many latent cells.
-        soft_ring: cells around the mask that join the refinement one after the other, so that the seam is gradual.
-        sparse: what a masked step computes: everything (``dense``), or the masked tokens beside keys and values of the others that
-            were kept from the last dense step (``stale``) or from the candidate's own run (``trace``). See docs/sparse.md.
-        refresh_every: with ``stale``, every how many masked steps one is dense; None: the first and one midway.
-        sparse_offload: keep them in the CPU's memory.
-    """
-
-    noise_step: int
-    global_steps: int = 2
-    background: str = "replay"
-    dilate: int = 0
-    soft_ring: int = 0
-    sparse: str = "dense"
-    refresh_every: int | None = None
-    sparse_offload: bool = False
-
-    def __post_init__(self) -> None:
-        check_sparse(self.sparse, self.refresh_every, self.sparse_offload)
-        if self.background not in BACKGROUNDS:
-            raise ValueError(f"expected background to be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
-        for name in ("noise_step", "global_steps", "dilate", "soft_ring"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"expected {name} to be a whole number from 0 up, got {value!r}")
-
-    def masked_steps(self, num_inference_steps: int) -> range:
-        """The steps that denoise inside the mask alone; global integration follows."""
-        return range(self.noise_step, num_inference_steps - self.global_steps)
-
-    def check_schedule(self, num_inference_steps: int) -> None:
-        if self.noise_step >= num_inference_steps:
-            raise ValueError(
-                f"expected noise_step from 0 to {num_inference_steps - 1} (of {num_inference_steps} steps), got {self.noise_step}"
-            )
-        if self.noise_step + self.global_steps > num_inference_steps:
-            raise ValueError(
-                f"expected noise_step + global_steps <= num_inference_steps, got {self.noise_step} + {self.global_steps} "
-                f"> {num_inference_steps}: nothing would be refined inside the mask"
-            )
 
 
 @dataclass

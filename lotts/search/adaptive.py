@@ -9,7 +9,7 @@ from statistics import fmean, pstdev
 
 from lotts.localize import check_ratio
 from lotts.output import LoTTSOutput
-from lotts.resample import ResampleConfig
+from lotts.resample_config import ResampleConfig
 from lotts.search.independent import resample_config
 from lotts.search.pool import Pool
 

@@ -6,7 +6,7 @@ import torch
 
 from lotts.localize import check_ratio
 from lotts.output import LoTTSOutput
-from lotts.resample import ResampleConfig
+from lotts.resample_config import ResampleConfig
 from lotts.search.pool import Pool
 
 

@@ -13,7 +13,8 @@ import torch
 from lotts.localize import quality_mask
 from lotts.output import LoTTSOutput, Sample, as_output_type
 from lotts.request import Request
-from lotts.resample import ResampleConfig, Trajectory, denoise, derive_seed, grow, refine, renoise
+from lotts.resample import Trajectory, denoise, derive_seed, grow, refine, renoise
+from lotts.resample_config import ResampleConfig
 from lotts.search.budget import Budget
 from lotts.sources import Heatmaps, LateWatch
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotts.backbones import backbone_for
-from lotts.resample import BACKGROUNDS, ResampleConfig, Trajectory, denoise, derive_seed, grow, refine, renoise
+from lotts.resample import Trajectory, denoise, derive_seed, grow, refine, renoise
+from lotts.resample_config import BACKGROUNDS, ResampleConfig
 
 STEPS, SIZE = 6, (16, 16)
 

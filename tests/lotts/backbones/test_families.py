@@ -8,7 +8,8 @@ import torch
 import lotts
 from lotts.backbones import FAMILIES, backbone_for, capturable
 from lotts.localize import quality_mask
-from lotts.resample import ResampleConfig, denoise, refine
+from lotts.resample import denoise, refine
+from lotts.resample_config import ResampleConfig
 
 NAMES = ["sd", "sdxl", "sd3", "sd3.5", "flux-dev", "flux-schnell"]
 STEPS = 4

@@ -9,7 +9,8 @@ import lotts
 import lotts.search
 from lotts.backbones import backbone_for
 from lotts.cost import Cost
-from lotts.resample import ResampleConfig, denoise, refine
+from lotts.resample import denoise, refine
+from lotts.resample_config import ResampleConfig
 
 STEPS = 8
 

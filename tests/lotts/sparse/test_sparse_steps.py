@@ -7,7 +7,8 @@ import torch
 from lotts.backbones import backbone_for
 from lotts.capture.patch import attention_modules
 from lotts.cost import Cost
-from lotts.resample import ResampleConfig, denoise, refine
+from lotts.resample import denoise, refine
+from lotts.resample_config import ResampleConfig
 from lotts.sparse import plan
 
 STEPS = 6
