@@ -32,13 +32,12 @@ from lotts.sources import AttentionSource
 from lotts.sparse import Trace
 
 RATIOS = (0.5, 0.2)
-NOISE_STEP, REFINEMENTS = 8, 3
+NOISE_STEP, REFINEMENTS = 8, 2
 #: Ways to refine: fields of ``ResampleConfig`` by name. The first is what the others are compared with.
 WAYS: dict[str, dict[str, Any]] = {
     "dense": {},
     "stale, one midway": {"sparse": "stale"},
     "stale, never again": {"sparse": "stale", "refresh_every": 1000},
-    "stale, every 4": {"sparse": "stale", "refresh_every": 4},
     "stale, every 2": {"sparse": "stale", "refresh_every": 2},
     "trace": {"sparse": "trace"},
 }
@@ -62,11 +61,10 @@ def one(job: tuple[int, str, int], model: str, steps: int) -> dict[str, Any]:
         dense: list[np.ndarray] = []
         for way, fields in WAYS.items():
             cost = Cost()
-            refined = [
-                refine(backbone, conditioning, [candidate], mask, [k], ResampleConfig(noise_step=start, **fields), steps,
-                       cost=cost)[0]
-                for k in range(REFINEMENTS)
-            ]  # fmt: skip
+            refined = refine(
+                backbone, conditioning, [candidate] * REFINEMENTS, mask.expand(REFINEMENTS, -1, -1),
+                list(range(REFINEMENTS)), ResampleConfig(noise_step=start, **fields), steps, cost=cost,
+            )  # fmt: skip
             images = list(backbone.decode(torch.stack([r.result for r in refined])))
             dense = dense or images
             rows = REFINEMENTS * len(config.masked_steps(steps)) * (2 if conditioning.guided else 1)

@@ -67,16 +67,21 @@ class _Hook:
         return dispatch_attention_fn
 
 
+#: A model, or its ``attention_modules`` where the caller has them: to find those of FLUX takes as long as launching several blocks.
+Model = nn.Module | Mapping[str, nn.Module]
+
 # One class and one hook for each (module, processor class), kept for the module's life: torch.compile guards on the
 # class, so a model that is captured a hundred times is compiled for the first capture only.
 _PATCHED: WeakKeyDictionary[nn.Module, dict[type, tuple[type, _Hook]]] = WeakKeyDictionary()
 
 
-def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+def attention_modules(model: Model) -> dict[str, nn.Module]:
     """Name -> module for every submodule that delegates its attention to a `processor`, in forward order.
 
     `OptimizedModule`, what `torch.compile(model)` returns, is looked through, so names do not change with compilation.
     """
+    if isinstance(model, Mapping):
+        return dict(model)
     model = getattr(model, "_orig_mod", model)
     return {name: module for name, module in model.named_modules() if callable(getattr(module, "processor", None))}
 
@@ -96,7 +101,7 @@ def unsupported_reason(attn: nn.Module) -> str | None:
 
 
 @contextmanager
-def patched_attention(model: nn.Module, handlers: Mapping[str, AttentionHandler]) -> Iterator[None]:
+def patched_attention(model: Model, handlers: Mapping[str, AttentionHandler]) -> Iterator[None]:
     """Within the context, the named attention modules of `model` hand their attention calls to `handlers`.
 
     On leaving, also by an exception, every module has its original processor object back; a processor that was set
@@ -145,7 +150,7 @@ def _swapped(modules: Mapping[str, nn.Module], handlers: Mapping[str, AttentionH
 
 
 @contextmanager
-def overheard_attention(model: nn.Module, listeners: Mapping[str, AttentionHandler]) -> Iterator[None]:
+def overheard_attention(model: Model, listeners: Mapping[str, AttentionHandler]) -> Iterator[None]:
     """As `patched_attention`, for handlers that change nothing: within a capture they stand before its handlers.
 
     A listener's `native` is then what the capture does with the call.
@@ -196,7 +201,7 @@ def replaced(module: nn.Module, **attributes: Any) -> Iterator[None]:
                 object.__delattr__(module, name)
 
 
-def is_patched(model: nn.Module) -> bool:
+def is_patched(model: Model) -> bool:
     """Whether an attention module of ``model`` hands its calls to a handler at this moment."""
     return any(hasattr(type(attn.processor), "_lotts_hook") for attn in attention_modules(model).values())
 

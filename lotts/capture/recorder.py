@@ -128,7 +128,8 @@ class AttentionRecorder:
 
     def __enter__(self) -> "AttentionRecorder":
         previous, self._layers, self._native = self._layers, {}, {}
-        for name, attn in attention_modules(self.model).items():
+        modules = attention_modules(self.model)
+        for name, attn in modules.items():
             if not self._selected(name) and not self.order:
                 continue
             reason = unsupported_reason(attn) if self.order else _native_reason(attn)
@@ -145,7 +146,7 @@ class AttentionRecorder:
             found = ", ".join(sorted(set(self._native.values()))) or "it has no attention layers"
             raise RuntimeError(f"nothing to capture in {type(self.model).__name__}: {found}")
         with ExitStack() as stack:
-            stack.enter_context(patched_attention(self.model, self._layers))
+            stack.enter_context(patched_attention(modules, self._layers))
             if self.order:
                 stack.enter_context(joint_stream(self.model, self))
             self._patch = stack.pop_all()

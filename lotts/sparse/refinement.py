@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lotts.backbones import Backbone, Conditioning
-from lotts.capture.patch import is_patched, patched_attention
+from lotts.capture.patch import Model, attention_modules, is_patched, patched_attention
 from lotts.cost import Cost
 from lotts.sparse.config import record_steps
 from lotts.sparse.flops import row_flops
@@ -28,13 +28,14 @@ class SparseRefinement:
     """One batch of refinements whose masked steps are sparse. Made by ``plan``.
 
     Args:
+        attention: the network's attention modules by name.
         share: of a dense row's multiplications and additions that a sparse row takes, in (0, 1).
         rows: batch rows of a step.
         records: steps that run on all tokens and are recorded.
         traces: (trace of the base run, row in its batch) of each sample, instead of recorded steps.
     """
 
-    backbone: Backbone
+    attention: Model
     stretches: list[Stretch]
     store: Store
     cost: Cost
@@ -48,12 +49,12 @@ class SparseRefinement:
     @contextmanager
     def step(self, index: int) -> Iterator[None]:
         """Context of the network's prediction at a masked step: sparse, or dense and recorded."""
-        if is_patched(self.backbone.network):
+        if is_patched(self.attention):
             self.cost.tell(CAPTURED)
             yield
             return
         record = not self.traces and (index in self.records or not self._recorded)
-        with at_work(self.backbone.network, self.stretches, lambda stretch: self._ends(stretch, index, record)):
+        with at_work(self.attention, self.stretches, lambda stretch: self._ends(stretch, index, record)):
             yield
         if record:
             self._recorded = True
@@ -77,9 +78,7 @@ class SparseRefinement:
 
 
 @contextmanager
-def at_work(
-    network: torch.nn.Module, stretches: Sequence[Stretch], ends: Callable[[Stretch], dict[str, Any]]
-) -> Iterator[None]:
+def at_work(network: Model, stretches: Sequence[Stretch], ends: Callable[[Stretch], dict[str, Any]]) -> Iterator[None]:
     """Context of a forward of ``network`` in which every stretch runs with the arguments that ``ends`` gives it."""
     with ExitStack() as stack:
         handlers: dict[str, Any] = {}
@@ -111,7 +110,8 @@ def plan(
     # Nothing to spare, or nothing to do: the dense path, which is exact.
     if mode == "dense" or not steps or masks.all() or not masks.any():
         return None
-    if is_patched(backbone.network):
+    attention = attention_modules(backbone.network)
+    if is_patched(attention):
         cost.tell(CAPTURED)
         return None
     height, width = masks.shape[1:]
@@ -141,7 +141,7 @@ def plan(
     share = row_flops(backbone.network, sites, (height, width), tokens, computed) / whole
     records = record_steps(steps.start, steps.stop, refresh_every) + [steps[-1]] * remembers
     return SparseRefinement(
-        backbone,
+        attention,
         [Stretch(site, regions[site.grid]) for site in chosen],
         Store(backbone.device, offload),
         cost,

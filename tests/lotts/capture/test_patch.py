@@ -55,11 +55,12 @@ def use_ip_adapter(unet, num_tokens):
     )
 
 
+@pytest.mark.parametrize("found", [lambda model: model, attention_modules], ids=["a model", "its modules"])
 @torch.no_grad()
-def test_every_layer_reaches_its_handler_once_and_the_output_is_bit_identical(tiny_unet, inputs):
+def test_every_layer_reaches_its_handler_once_and_the_output_is_bit_identical(tiny_unet, inputs, found):
     expected = tiny_unet(*inputs).sample
     handlers = handlers_for(tiny_unet)
-    with patched_attention(tiny_unet, handlers):
+    with patched_attention(found(tiny_unet), handlers):
         actual = tiny_unet(*inputs).sample
     assert torch.equal(actual, expected)
     assert all(len(handler.key_lengths) == 1 for handler in handlers.values())

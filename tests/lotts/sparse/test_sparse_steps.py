@@ -240,6 +240,24 @@ def test_lora_layers_work_inside(backbone_of):
 
 
 @torch.no_grad()
+def test_a_step_does_not_search_the_network_for_its_layers(backbone_of, monkeypatch):
+    """In FLUX that takes as long as the launches of several blocks."""
+    backbone = backbone_of("flux-dev")
+    text, latents = guided(backbone), start(backbone)
+    backbone.restart(STEPS, 0, size_of(backbone))
+    sparse = planned(backbone, text, corner(size_of(backbone)))
+    walk = type(backbone.network).named_modules
+    walks = []
+    monkeypatch.setattr(type(backbone.network), "named_modules", lambda *a, **k: walks.append(1) or walk(*a, **k))
+    backbone.predict_rows(latents, 2, text)  # diffusers looks once for its caches
+    walks.clear()
+    for step in (2, 3):
+        with sparse.step(step):
+            backbone.predict_rows(latents, step, text)
+    assert not walks
+
+
+@torch.no_grad()
 def test_an_ip_adapter_reads_normalised_queries_inside(backbone_of):
     from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
