@@ -223,13 +223,27 @@ def test_while_maps_are_captured_steps_are_dense_and_that_is_said(backbone_of):
     assert (cost.sparse_rows, len(cost.notes)) == (0, 1)
 
 
-@torch.no_grad()
-def test_lora_layers_work_inside(backbone_of):
+def with_lora(network):
     from peft import LoraConfig
 
-    backbone = backbone_of("flux-dev")
     torch.manual_seed(0)
-    backbone.network.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
+    network.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("flux-dev", with_lora),
+        ("flux-dev", lambda network: network.fuse_qkv_projections()),
+        ("sd3", lambda network: network.fuse_qkv_projections()),
+        ("sd", lambda network: network.fuse_qkv_projections()),
+    ],
+    ids=["LoRA", "fused FLUX", "fused SD3", "fused U-Net"],
+)
+@torch.no_grad()
+def test_changed_projections_work_inside(backbone_of, name, change):
+    backbone = backbone_of(name)
+    change(backbone.network)
     text, latents, mask = guided(backbone), start(backbone), corner(size_of(backbone))
     backbone.restart(STEPS, 0, size_of(backbone))
     sparse = planned(backbone, text, mask)
