@@ -20,7 +20,7 @@ def loss_curves() -> None:
         axis.set_axis_off()
     for axis, log in zip(axes.flat, logs, strict=False):
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        axis.plot([r["images"] / 1000 for r in lines], [r["loss"] for r in lines], color=ACCENT)
+        axis.plot([r["images"] / 1000 for r in lines], [r.get("error", r["loss"]) for r in lines], color=ACCENT)
         minutes = lines[-1]["seconds"] / 60
         axis.set(title=f"{log.stem} ({minutes:.0f} minutes)", xlabel="thousand pictures", ylabel="loss", yscale="log")
     save(figure, "training.png")

@@ -33,6 +33,7 @@ from lotts.sparse import Trace
 
 RATIOS = (0.5, 0.2)
 NOISE_STEP, REFINEMENTS = 8, 2
+AT_ONCE = 48  # prompts between two writes
 #: Ways to refine: fields of ``ResampleConfig`` by name. The first is what the others are compared with.
 WAYS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -132,8 +133,8 @@ def main(argv: list[str]) -> int:
     kept.parent.mkdir(parents=True, exist_ok=True)
     draw = functools.partial(work, model=arguments.model, steps=arguments.steps)
     with kept.open("a", encoding="utf-8") as log:
-        for start in range(0, len(jobs), 16):
-            for row in on_all_cores(draw, jobs[start : start + 16], chunk=2, processes=arguments.processes):
+        for start in range(0, len(jobs), AT_ONCE):
+            for row in on_all_cores(draw, jobs[start : start + AT_ONCE], chunk=2, processes=arguments.processes):
                 rows.append(row)
                 log.write(json.dumps(row) + "\n")
             log.flush()
