@@ -39,7 +39,7 @@ def lotts(
     while True:
         # One refinement of each in turn, so that a budget that ends early leaves all alike.
         masks = torch.cat([pool.mask(parent, mask_ratio) for parent in parents])
-        if len(pool.refine(parents, masks, config)) < len(parents):
+        if len(pool.refine(parents, masks, config, localise=False)) < len(parents):
             break
     return pool.output(
         method="lotts", num_refinements=num_refinements, mask_ratio=mask_ratio, noise_step=config.noise_step
@@ -79,5 +79,5 @@ def _candidates_for(pool: Pool, num_refinements: int, config: ResampleConfig) ->
         return max(1, int(budget.amount // (1 + num_refinements)))
     rows = budget.amount / (height * width) if budget.unit == "tokens" else budget.amount
     steps = pool.request.steps
-    refinement = pool.rows(steps - config.noise_step, config.sparse == "dense")
+    refinement = pool.rows(steps - config.noise_step, localise=False)
     return max(1, int(rows // (pool.rows(steps) + num_refinements * refinement)))

@@ -108,13 +108,16 @@ class Pool:
             out += self._keep("candidate", done, [None] * len(done), [None] * len(done), maps)
         return out
 
-    def refine(self, parents: Sequence[int], masks: torch.Tensor, config: ResampleConfig) -> list[int]:
+    def refine(
+        self, parents: Sequence[int], masks: torch.Tensor, config: ResampleConfig, *, localise: bool = True
+    ) -> list[int]:
         """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices.
 
-        Sparse refinements are not localised while they run, which would take dense steps: they inherit their parents' maps.
+        ``localise`` gives them defect maps, without which they cannot be refined in turn. Sparse refinements are not
+        localised while they run, which would take dense steps: they inherit their parents' maps.
         """
-        request, out = self.request, list[int]()
-        steps, localise = request.steps - config.noise_step, self.localise and config.sparse == "dense"
+        request, out, mapped = self.request, list[int](), localise and self.localise
+        steps, localise = request.steps - config.noise_step, mapped and config.sparse == "dense"
         for batch in request.batches(range(len(parents))):
             batch = batch[: self.affords(steps, localise)]
             if not batch:
@@ -142,7 +145,7 @@ class Pool:
                     Trajectory(before.seed, [*before.latents[: config.noise_step], *after.latents[config.noise_step :]])
                     for before, after in zip(befores, refined, strict=True)
                 ]
-                maps = self._maps_of(watch, done, chosen) if self.localise else None
+                maps = self._maps_of(watch, done, chosen) if mapped else None
             request.charge(len(batch), steps, watch)
             grown = grow(masks[batch], config.dilate)
             out += self._keep("refinement", done, chosen, numbers, maps, list(grown))

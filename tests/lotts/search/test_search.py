@@ -135,11 +135,17 @@ def test_particles_move_as_their_lineage_says(tiny_pipe):
     assert calm.settings["lineage"] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("method", ["lotts", "lotts_chain"])
 @pytest.mark.parametrize("source", ["prediction", "attention"])
-def test_localisation_is_charged(tiny_pipe, source):
-    out = found(tiny_pipe, "lotts", "nfe=60", source=source)
+def test_localisation_is_charged_where_it_is_used(tiny_pipe, source, method):
+    """A chain refines refinements; plain LoTTS never does, so it looks for defects in candidates alone."""
+    out = found(tiny_pipe, method, "nfe=60", source=source)
+    mapped = [sample for sample in out.samples if method == "lotts_chain" or sample.kind == "candidate"]
+    assert [bool(sample.heatmaps) for sample in out.samples] == [
+        any(sample is one for one in mapped) for sample in out.samples
+    ]
     per_sample = 2 if source == "prediction" else 0
-    assert out.cost.localization_rows == per_sample * len(out.samples)
+    assert out.cost.localization_rows == per_sample * len(mapped)
     assert out.cost.nfe <= 60
 
 
