@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bench import shapes
-from bench.cases import AttentionCase, Case, NoiseCase
+from bench.cases import AttentionCase, Case
+from bench.latent_cases import NoiseCase
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPL = "triton" if DEVICE == "cuda" else "portable"

@@ -2,7 +2,8 @@
 
 import torch
 
-from bench.cases import AttentionCase, Case, LatentCase, NoiseCase, RegionCase, RopeCase
+from bench.cases import AttentionCase, Case, RegionCase, RopeCase
+from bench.latent_cases import LatentCase, NoiseCase
 
 PIXELS = (512, 1024, 2048)
 #: model -> (heads, pixels a token spans) of each level with attention; head dim 64 throughout.

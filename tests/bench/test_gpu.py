@@ -9,7 +9,8 @@ import torch
 
 from bench import gpu, render, shapes, targets
 from bench.__main__ import main
-from bench.cases import AttentionCase, NoiseCase, RegionCase, RopeCase
+from bench.cases import AttentionCase, RegionCase, RopeCase
+from bench.latent_cases import NoiseCase
 from bench.timing import GpuTimer, Times, percentiles, rounds_of
 
 
