@@ -63,7 +63,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         float,
         None,
         "G",
-        "FLUX: classifier-free guidance as well; 1 is none (default: 3 for shapes-flux, else 1)",
+        "FLUX: classifier-free guidance as well; 1 is none (default: the model's own, else 1)",
     )
     add(parser, "--negative-prompt", str, "", "TEXT", "what to stay away from (default: nothing)")
 

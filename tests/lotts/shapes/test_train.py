@@ -211,15 +211,13 @@ def test_a_recipe_ends_in_a_pipeline_that_is_driven(name, weights, tmp_path, mon
     train_denoiser(WORKER, name, tmp_path / "runs", 16, weights=weights)
     monkeypatch.setitem(models.EMBEDDED, f"shapes-{name}", (Path(weights / name), name))
     pipe = lotts.load_pipeline(f"shapes-{name}", device="cpu")
-    guidance = {"true_cfg_scale" if name == "flux" else "guidance_scale": 2.0}
+    settings = models.default_settings(f"shapes-{name}") | {"num_inference_steps": 4}
+    settings.pop("verifier")
     out = lotts.LoTTS(pipe, verifier="shapes")(
         "a red circle left of a blue ring",
         num_candidates=1,
         num_refinements=1,
-        num_inference_steps=4,
-        height=128,
-        width=128,
-        **guidance,
+        **settings,
     )
     assert [sample.image.size for sample in out.samples] == [(128, 128)] * 2
     assert out.samples[1].mask.shape == (16, 16)
