@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lotts.kernels import dispatch, validate
 from lotts.kernels.norm_rope.op import norm_rope as fused
+from lotts.kernels.norm_rope.parts import Norm
 from lotts.kernels.norm_rope.portable import norm_rope as portable
 from lotts.kernels.norm_rope.reference import norm_rope as reference
 
@@ -75,4 +76,5 @@ def norm_rope(
             validate.has_dtype(name, given, *validate.FLOATING)
     validate.on_device(tokens.device, cos=cos, sin=sin, places=places, **weights)
     run = dispatch.select("norm_rope", impl, tokens.device, tokens.dtype)
-    return run(tokens, cos, sin, places, eps, weight, prefix_weight, prefix)
+    norm = None if eps is None else Norm(eps, weight, prefix_weight, prefix)
+    return run(tokens, cos, sin, places, norm)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lotts.kernels.launch import on_device
 from lotts.kernels.layout import output_like, unit_stride
+from lotts.kernels.norm_rope.parts import Norm
 
 
 @torch.library.custom_op("lotts::norm_rope", mutates_args=())
@@ -23,7 +24,8 @@ def _norm_rope(
     out = output_like(tokens, tokens)
     if out.numel():
         with on_device(tokens.device):
-            launch(tokens, cos, sin, places, eps, weight, prefix_weight, prefix, out)
+            norm = None if eps is None else Norm(eps, weight, prefix_weight, prefix)
+            launch(tokens, cos, sin, places, norm, out)
     return out
 
 
@@ -37,11 +39,8 @@ def norm_rope(
     cos: Tensor,
     sin: Tensor,
     places: Tensor | None,
-    eps: float | None,
-    weight: Tensor | None,
-    prefix_weight: Tensor | None,
-    prefix: int,
+    norm: Norm | None,
 ) -> Tensor:
     """The implementation behind ``impl="triton"``."""
     cos, sin = cos.float(), sin.float()
-    return _norm_rope(*map(unit_stride, (tokens, cos, sin)), places, eps, weight, prefix_weight, prefix)
+    return _norm_rope(*map(unit_stride, (tokens, cos, sin)), places, *(norm or (None, None, None, 0)))

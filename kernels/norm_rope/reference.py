@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lotts.kernels.norm_rope.parts import Norm
 from lotts.kernels.validate import map_dtype
 
 
@@ -11,19 +12,16 @@ def norm_rope(
     cos: Tensor,
     sin: Tensor,
     places: Tensor | None,
-    eps: float | None,
-    weight: Tensor | None,
-    prefix_weight: Tensor | None,
-    prefix: int,
+    norm: Norm | None,
 ) -> Tensor:
     """Tokens [R, H, N, D], normalised and turned."""
     rows, _, count, dim = tokens.shape
     x = tokens.to(map_dtype(tokens))
-    if eps is not None:
-        x = x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
-        first = (torch.arange(count, device=x.device) < prefix)[:, None]
+    if norm is not None:
+        x = x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        first = (torch.arange(count, device=x.device) < norm.prefix)[:, None]
         ones = torch.ones(dim, dtype=x.dtype, device=x.device)
-        own, other = (ones if w is None else w.to(x.dtype) for w in (weight, prefix_weight))
+        own, other = (ones if w is None else w.to(x.dtype) for w in (norm.weight, norm.prefix_weight))
         x = x * torch.where(first, other, own)
     if places is None:
         places = torch.arange(count, device=x.device)[None]

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lotts.kernels import launch as table
+from lotts.kernels.norm_rope.parts import Norm
 from lotts.kernels.tiles import batch_stride
 
 
@@ -65,10 +66,7 @@ def launch(
     cos: Tensor,
     sin: Tensor,
     places: Tensor | None,
-    eps: float | None,
-    weight: Tensor | None,
-    prefix_weight: Tensor | None,
-    prefix: int,
+    norm: Norm | None,
     out: Tensor,
     config: table.Config | None = None,
 ) -> None:
@@ -76,12 +74,13 @@ def launch(
     rows, heads, count, dim = tokens.shape
     if config is None:
         config = table.config("norm_rope", table.architecture(tokens.device), 8 * tokens.element_size(), dim)
+    eps, *given, prefix = norm or (0.0, None, None, 0)
     place_strides = (0, 0) if places is None else (batch_stride(places), places.stride(1))
     norm_rope_kernel[(triton.cdiv(count * heads, config["BLOCK_N"]), rows)](
-        tokens, cos, sin, places, *(None if w is None else w.contiguous() for w in (weight, prefix_weight)), out,
+        tokens, cos, sin, places, *(None if w is None else w.contiguous() for w in given), out,
         *tokens.stride()[:3], cos.stride(0), sin.stride(0), *place_strides, *out.stride()[:3],
-        1 if places is None else len(places), heads, count, prefix, 0.0 if eps is None else eps,
-        NORM=eps is not None, D=dim, BLOCK_D=triton.next_power_of_2(dim), **config,
+        1 if places is None else len(places), heads, count, prefix, eps,
+        NORM=norm is not None, D=dim, BLOCK_D=triton.next_power_of_2(dim), **config,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """What "accurate" means for the ops: no worse than twice the error of plain eager PyTorch in the same dtype."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -52,3 +53,15 @@ def heads_last():
         return torch.randn(batch, tokens, heads, dim, generator=generator).to(DEVICE, dtype).transpose(1, 2)
 
     return make
+
+
+@pytest.fixture
+def near_and_far(tmp_path):
+    """The same [3, 2, 5, 16] twice, float16: once dense, once with samples 2**30 elements after each other."""
+    shape, strides, size = (3, 2, 5, 16), (2**30, 16, 32, 1), 2**31 + 2**21
+    near = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
+    if DEVICE == "cuda":
+        far = torch.empty(size, dtype=torch.float16, device=DEVICE)
+    else:  # sparse: only the touched pages exist
+        far = torch.from_numpy(np.memmap(tmp_path / "far.bin", np.float16, "w+", shape=(size,)))
+    return near, far.as_strided(shape, strides).copy_(near)

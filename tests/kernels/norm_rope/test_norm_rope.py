@@ -1,6 +1,5 @@
 import functools
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,11 +128,13 @@ def test_the_op_keeps_its_contract_with_torch(arguments):
 
 @pytest.mark.parametrize("config", [{"BLOCK_N": 1}, {"BLOCK_N": 128}], ids=str)
 def test_results_repeat_bit_for_bit_whatever_the_block_size(arguments, config):
+    from lotts.kernels.norm_rope.parts import Norm
     from lotts.kernels.norm_rope.triton import launch
 
     tensors, given = arguments()
     out = torch.empty_like(tensors[0])
-    launch(*tensors, *given.values(), out, config)
+    places, *norm = given.values()
+    launch(*tensors, places, Norm(*norm), out, config)
     assert torch.equal(out, norm_rope(*tensors, **given, impl="triton"))
 
 
@@ -146,15 +147,8 @@ def test_a_row_does_not_depend_on_its_company(arguments, impl):
         assert torch.equal(alone[0], together[r])
 
 
-def test_the_kernel_reads_beyond_2_to_the_31_elements(tmp_path):
-    # Sparse: only the touched pages exist. Three samples, each 2**30 elements after the other.
-    shape, strides, size = (3, 2, 5, 16), (2**30, 16, 32, 1), 2**31 + 2**21
-    near = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
-    if DEVICE == "cuda":
-        far = torch.empty(size, dtype=torch.float16, device=DEVICE)
-    else:
-        far = torch.from_numpy(np.memmap(tmp_path / "far.bin", np.float16, "w+", shape=(size,)))
-    far = far.as_strided(shape, strides).copy_(near)
+def test_the_kernel_reads_beyond_2_to_the_31_elements(near_and_far):
+    near, far = near_and_far
     assert torch.equal(*(norm_rope(x, *tables(5, 16), eps=1e-6, impl="triton") for x in (far, near)))
 
 

@@ -1,6 +1,5 @@
 import functools
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,15 +170,8 @@ def test_maps_add_up_in_place(arguments, impl):
     assert (total[:, :, 33:] == 0.25).all()
 
 
-def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(tmp_path):
-    # Sparse: only the touched pages exist. Three samples, each 2**30 elements after the other.
-    shape, strides, size = (3, 2, 5, 16), (2**30, 16, 32, 1), 2**31 + 2**21
-    near = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
-    if DEVICE == "cuda":
-        far = torch.empty(size, dtype=torch.float16, device=DEVICE)
-    else:
-        far = torch.from_numpy(np.memmap(tmp_path / "far.bin", np.float16, "w+", shape=(size,)))
-    far = far.as_strided(shape, strides).copy_(near)
+def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(near_and_far):
+    near, far = near_and_far
     columns = torch.rand(3, 5, 1, device=DEVICE)
     expected = propagate_attention(near, near, near, columns, impl="triton")
     for actual, value in zip(propagate_attention(far, far, far, columns, impl="triton"), expected, strict=True):

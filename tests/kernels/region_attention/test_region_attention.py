@@ -1,6 +1,5 @@
 import functools
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,15 +133,8 @@ def test_results_repeat_bit_for_bit_and_hold_for_every_block_size(arguments, con
     torch.testing.assert_close(runs[0], region_attention(*args, impl="reference"), rtol=1e-5, atol=1e-6)
 
 
-def test_the_kernel_reads_beyond_2_to_the_31_elements(tmp_path):
-    # Sparse: only the touched pages exist. Three samples, each 2**30 elements after the other.
-    shape, strides, size = (3, 2, 5, 16), (2**30, 16, 32, 1), 2**31 + 2**21
-    near = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half().to(DEVICE)
-    if DEVICE == "cuda":
-        far = torch.empty(size, dtype=torch.float16, device=DEVICE)
-    else:
-        far = torch.from_numpy(np.memmap(tmp_path / "far.bin", np.float16, "w+", shape=(size,)))
-    far = far.as_strided(shape, strides).copy_(near)
+def test_the_kernel_reads_beyond_2_to_the_31_elements(near_and_far):
+    near, far = near_and_far
     assert torch.equal(
         region_attention(far, far, far, far, far, impl="triton"), region_attention(*[near] * 5, impl="triton")
     )
