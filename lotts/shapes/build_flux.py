@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import T5EncoderModel, T5Tokenizer
 
 LATENT_CHANNELS, T5_TOKENS = 4, 72
-HEADS, HEAD_DIM = 6, 32
+HEADS, HEAD_DIM, ROPE_DIMS = 6, 32, (8, 12, 12)
 TOKENS = SIDE // 8  # a side of the picture
 
 
@@ -80,7 +80,7 @@ def transformer() -> FluxTransformer2DModel:
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,
         guidance_embeds=False,
-        axes_dims_rope=(8, 12, 12),
+        axes_dims_rope=ROPE_DIMS,
     )
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and ("norm" in name or name == "proj_out"):
@@ -142,6 +142,12 @@ def places(side: int, device: torch.device) -> torch.Tensor:
     line = (torch.arange(side, device=device, dtype=torch.float32) + 0.5) * TOKENS / side - 0.5
     rows, columns = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)
+
+
+def waves() -> torch.Tensor:
+    """Radians that one token's width turns a query or key, fastest first, of those that turn visibly across the picture."""
+    turns = 10_000.0 ** -(torch.arange(0, ROPE_DIMS[1], 2) / ROPE_DIMS[1])
+    return turns[turns * TOKENS > 0.5]
 
 
 def flow_path(latents: torch.Tensor, noise: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, ...]:

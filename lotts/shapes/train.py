@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 
 from lotts.shapes import build, build_flux
+from lotts.shapes.families import FAMILIES
 from lotts.shapes.loop import launch
 from lotts.shapes.reward_samples import draw_samples
-from lotts.shapes.train_denoiser import FAMILIES, WEIGHTS, export_denoiser, train_denoiser
+from lotts.shapes.train_denoiser import WEIGHTS, export_denoiser, train_denoiser
 from lotts.shapes.train_reward import VERIFIER_IMAGES, export_reward, train_reward
 from lotts.shapes.train_vae import VAE_IMAGES, export_vae, train_vae
 

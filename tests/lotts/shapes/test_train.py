@@ -9,20 +9,11 @@ import torch
 import lotts
 from lotts import models
 from lotts.shapes import build, build_flux, build_sdxl
-from lotts.shapes.draw import draw
+from lotts.shapes.families import FluxFamily, StableDiffusionFamily, StableDiffusionXLFamily
 from lotts.shapes.loop import Worker
-from lotts.shapes.scenes import COLOURS, QUALITY_PREFIX, SHAPES, caption, sample_scene
-from lotts.shapes.train_denoiser import (
-    WEIGHTS,
-    FluxFamily,
-    LatentPool,
-    StableDiffusionFamily,
-    StableDiffusionXLFamily,
-    captioned,
-    contents_of,
-    train_denoiser,
-)
-from lotts.shapes.train_text import same_words
+from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
+from lotts.shapes.train_denoiser import WEIGHTS, LatentPool, captioned, train_denoiser
+from lotts.shapes.train_text import TextLoss
 from lotts.shapes.train_vae import train_vae
 
 WORKER = Worker(0, 1, 0, torch.device("cpu"))
@@ -85,21 +76,31 @@ def test_an_untrained_transformer_passes_its_input_through_and_says_nothing():
     assert not out.any()
 
 
-def test_words_of_two_tokenizers_meet(tmp_path):
-    build_flux.write_t5_tokenizer(tmp_path, captions=500)
-    t5, clip = build_flux.load_t5_tokenizer(tmp_path), build.load_tokenizer(WEIGHTS / "sd" / "tokenizer")
-    read = {"padding": True, "return_tensors": "pt", "return_offsets_mapping": True}
-    mine, theirs = (t(["A high-quality image of a red circle.", "", "a blue ring"], **read) for t in (t5, clip))
-    pairs = [
-        (t5.convert_ids_to_tokens(int(mine.input_ids[r, a])), clip.convert_ids_to_tokens(int(theirs.input_ids[r, b])))
-        for r, a, b in zip(*same_words(mine, theirs), strict=True)
-    ]
-    ends = ("</s>", "<|endoftext|>")
-    first = ["▁A a", "▁high-quality quality", "▁image image", "▁of of", "▁a a", "▁red red", "▁circle circle", ". ."]
-    expected = (
-        [tuple(pair.split()) for pair in first] + [ends] * 2 + [("▁a", "a"), ("▁blue", "blue"), ("▁ring", "ring"), ends]
-    )
-    assert [(a, b.removesuffix("</w>")) for a, b in pairs] == expected
+def test_t5_learns_places_as_the_angles_by_which_the_transformer_turns_its_tokens():
+    rotation = build_flux.transformer().pos_embed(build_flux.places(build_flux.TOKENS, WORKER.device))[0]
+    cosines = rotation.view(build_flux.TOKENS, build_flux.TOKENS, -1)[3, 5, 8:].view(2, 6, 2)  # of rows and columns
+    waves, angles = build_flux.waves(), torch.tensor([3.0, 5.0])
+    for pair in cosines.unbind(-1):
+        torch.testing.assert_close(pair[:, : len(waves)], (angles[:, None] * waves).cos())
+    assert ((waves * build_flux.TOKENS > 0.5) & (waves <= 1)).all()
+
+
+def test_a_lesson_repeated_is_learned(monkeypatch):
+    monkeypatch.setattr(TextLoss, "BATCH", 4)
+    torch.manual_seed(0)
+    tokenizer = build_flux.load_t5_tokenizer(WEIGHTS / "flux" / "tokenizer_2")
+    lesson = TextLoss(build_flux.t5_encoder(len(tokenizer)), tokenizer, build_flux.waves(), build_flux.TOKENS)
+    optimiser = torch.optim.Adam(lesson.parameters(), lr=5e-3)
+    figures = []
+    for _ in range(40):
+        loss, read = lesson(np.random.default_rng(1), torch.Generator())
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        figures.append(read)
+    assert figures[0]["misread"] > np.log(8) * 2
+    assert figures[-1]["misread"] < figures[0]["misread"] / 4
+    assert figures[-1]["astray"] < figures[0]["astray"] / 2
 
 
 def test_t5_reads_every_caption_word_by_word(tmp_path):
@@ -173,23 +174,6 @@ def test_captions_are_dropped_and_latents_reused():
     texts = [text for *_, texts in batches for text in texts]
     assert 0.03 < np.mean([text == "" for text in texts]) < 0.2
     assert all(float(mean.abs().max()) > 1 for mean, *_ in batches)  # scaled
-
-
-@pytest.mark.parametrize("cells", [8, 16])
-def test_contents_name_what_lies_in_a_cell(cells):
-    for seed in range(6):
-        rng = np.random.default_rng(seed)
-        scene = sample_scene(rng, 4)
-        drawing = draw(scene, rng)
-        contents = contents_of(drawing, scene, cells)
-        assert contents.shape == (2, cells, cells)
-        for item, spot in zip(scene.items, drawing.placed, strict=True):
-            if item.shape != "ring":  # whose middle is ground
-                found = contents[:, int(spot.y * cells / 128), int(spot.x * cells / 128)]
-                assert found.tolist() == [list(COLOURS).index(item.colour) + 1, SHAPES.index(item.shape) + 1]
-        empty = ~drawing.objects.any(0).reshape(cells, 128 // cells, cells, -1).any((1, 3))
-        assert empty.any()
-        assert not contents[:, empty].any()
 
 
 def test_low_quality_captions_go_with_damage():
