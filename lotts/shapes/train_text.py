@@ -28,6 +28,7 @@ class TextLoss(nn.Module):
 
     BATCH = 32
     KINDS = (len(COLOURS), len(SHAPES), len(SIZES))
+    waves: torch.Tensor
 
     def __init__(self, encoder: Any, tokenizer: Any, waves: torch.Tensor, tokens: int) -> None:
         super().__init__()
