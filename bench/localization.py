@@ -13,7 +13,6 @@ import argparse
 import functools
 import json
 from collections import defaultdict
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import embedded
-from lotts.capture.patch import attention_modules, patched_attention
-from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, content_weights
+from bench.localization_taps import Tap, tapped
 from lotts.localize import LocalizeConfig, contrast, unit_range
 from lotts.resample import denoise, derive_seed, renoise
 from lotts.shapes.checker import check
@@ -41,6 +39,8 @@ SHOWN = {
     "CA'_diff": "CA'_diff difference content | cross 30-80% | all | self 80-100%",
     "P, neg - pos (default)": "P product difference content | cross 30-80% | all | self 80-100%",
     "P, pos - neg": "P product of -diff difference content | cross 30-80% | all | self 80-100%",
+    "CA_diff of outputs": "CA_diff difference outputs | cross 30-80% | all",
+    "P of outputs": "P product difference outputs | cross 30-80% | all | self 80-100%",
     "P, quality prompts as rows": "P | batch",
     "prediction (levels 0.2)": "prediction (0.2,)",
     "prediction (levels 0.35)": "prediction (0.35,)",
@@ -61,111 +61,66 @@ WINDOWS = {
 }
 
 
-class Tap:
-    """Keeps one layer's head-averaged attention of the conditional row, step by step."""
-
-    def __init__(self, probes: dict[str, tuple[torch.Tensor, torch.Tensor]] | None) -> None:
-        self.probes, self.kept = probes, []
-
-    def attend(self, native, query, key, value, **kwargs):
-        q = query[-1:].float() * query.shape[-1] ** -0.5
-        if self.probes is None:
-            self.kept.append((q @ key[-1:].float().transpose(-1, -2)).softmax(-1).mean(1)[0].half())
-        else:
-            columns = []
-            for keys, weights in self.probes.values():
-                keys = key[-1:] if keys is None else keys
-                columns.append((q @ keys.float().transpose(-1, -2)).softmax(-1).mean(1)[0] @ weights.T)
-            self.kept.append(torch.cat(columns, 1))
-        return native(query, key, value, **kwargs)
-
-
-@contextmanager
-def tapped(backbone, prompt):
-    """Taps on every attention layer; cross taps give columns orig, pos, neg of content tokens, then of quality words."""
-    templates = {"orig": None, "pos": QUALITY_POSITIVE, "neg": QUALITY_NEGATIVE}
-    taps = {}
-    for name, module in attention_modules(backbone.network).items():
-        if not name.endswith("attn2"):
-            taps[name] = Tap(None)
-            continue
-        probes = {}
-        for column, template in templates.items():
-            ids, weights = content_weights(backbone.pipe.tokenizer, [prompt], template=template)
-            text = prompt if template is None else template.format(p=prompt)
-            quality = torch.zeros_like(weights)
-            if template is not None:
-                words = backbone.pipe.tokenizer.convert_ids_to_tokens(ids[0].tolist())
-                quality[0] = torch.tensor(
-                    [w in ("high</w>", "low</w>", "quality</w>") for w in words], dtype=torch.float32
-                )
-            keys = module.to_k(backbone.embed([text]).tokens)
-            heads = keys.unflatten(-1, (module.heads, -1)).transpose(1, 2)
-            probes[column] = (None if template is None else heads, torch.cat([weights, quality]))
-        taps[name] = Tap(probes)
-    with patched_attention(backbone.network, taps):
-        yield taps
-
-
 def cells(pixels: np.ndarray) -> np.ndarray:
     """bool [128, 128] pixels to bool [16, 16] latent cells."""
     return pixels.reshape(SIDE, 8, SIDE, 8).mean((1, 3)) > CELL_SHARE
 
 
 def to_grid(columns: torch.Tensor) -> torch.Tensor:
-    """[S, N, K] of a layer to [K, 16, 16], averaged over steps."""
+    """Columns [S, N, K] of a layer to [K, 16, 16], averaged over steps."""
     side = int(columns.shape[1] ** 0.5)
     grid = columns.mean(0).T.reshape(1, -1, side, side)
     return F.interpolate(grid, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
 
 
+def groups_of(taps: dict[str, Tap]) -> dict[str, list[str]]:
+    """Layers that are read together, by name: all, those of a kind, and each."""
+    names = [name for name, tap in taps.items() if tap.readings]
+    tokens = {name: len(taps[name].readings["content"][0]) for name in names}
+    groups = {
+        "all": names,
+        "16x16": [n for n in names if tokens[n] == SIDE**2 and n.endswith("attn2")],
+        "8x8": [n for n in names if tokens[n] < SIDE**2],
+        "up 16x16": [n for n in names if tokens[n] == SIDE**2 and n.startswith("up")],
+        "double": [n for n in names if n.startswith("transformer_blocks")],
+        "single": [n for n in names if n.startswith("single")],
+    }
+    groups |= {name.replace(".transformer_blocks.0.attn2", "").removesuffix(".attn"): [name] for name in names}
+    return {group: members for group, members in groups.items() if members}
+
+
 def maps_of(taps: dict[str, Tap]) -> dict[str, torch.Tensor]:
     """Every candidate map, [16, 16] each, by a name that says how it was made."""
-    cross = {name: torch.stack(tap.kept) for name, tap in taps.items() if tap.probes is not None}
-    self_ = {
-        name: torch.stack(tap.kept)
-        for name, tap in taps.items()
-        if tap.probes is None and tap.kept[0].shape[0] == SIDE**2
+    fine = [tap for tap in taps.values() if tap.spread and len(tap.spread[0]) == SIDE**2]
+    spread = {
+        window: torch.stack([torch.stack(tap.spread[slice(*WINDOWS[window])]).float().mean(0) for tap in fine]).mean(0)
+        for window in ("60-80%", "80-100%", "30-80%")
     }
-    groups = {"all": list(cross)}
-    groups |= {
-        "16x16": [n for n in cross if cross[n].shape[1] == SIDE**2],
-        "8x8": [n for n in cross if cross[n].shape[1] < SIDE**2],
-    }
-    groups |= {name.replace(".transformer_blocks.0.attn2", ""): [name] for name in cross}
-    groups |= {"up 16x16": [n for n in groups["16x16"] if n.startswith("up")]}
-    spread = {}
-    for window in ("60-80%", "80-100%", "30-80%"):
-        a, b = WINDOWS[window]
-        spread[window] = torch.stack([s[a:b].float().mean(0) for s in self_.values()]).mean(0)
-    out = {}
+    groups, out = groups_of(taps), {}
     for window, (a, b) in WINDOWS.items():
         for group, names in groups.items():
-            if window != "30-80%" and group not in ("all", "16x16", "up 16x16"):
+            if window != "30-80%" and group not in ("all", "16x16", "up 16x16", "double", "single"):
                 continue
-            columns = torch.stack([to_grid(cross[name][a:b]) for name in names]).mean(0)
-            original, _, positive, quality_positive, negative, quality_negative = columns
             key = f"cross {window} | {group}"
-            out[f"CA_orig | {key}"] = original
-            for kind in ("difference", "log_ratio"):
-                config = LocalizeConfig(contrast=kind)
-                for tokens, pair in {
-                    "content": (positive, negative),
-                    "quality words": (quality_positive, quality_negative),
-                }.items():
-                    diff = contrast(*pair, config)
-                    out[f"CA_diff {kind} {tokens} | {key}"] = diff
+            for reading in taps[names[0]].readings:
+                grids = [to_grid(torch.stack(taps[name].readings[reading][a:b])) for name in names]
+                original, positive, negative = torch.stack(grids).mean(0)
+                if reading != "quality words":
+                    out[f"CA_orig | {key}" if reading == "content" else f"CA_orig {reading} | {key}"] = original
+                for kind in ("difference", "log_ratio") if reading != "outputs" else ("difference",):
+                    diff = contrast(positive, negative, LocalizeConfig(contrast=kind))
+                    out[f"CA_diff {kind} {reading} | {key}"] = diff
                     for self_window, matrix in spread.items():
                         if self_window != "80-100%" and group != "all":
                             continue
                         d, o = (matrix @ m.flatten() for m in (diff, original))
                         d, o = (unit_range(m.view(SIDE, SIDE)) for m in (d, o))
                         end = f"{key} | self {self_window}"
-                        out[f"CA'_diff {kind} {tokens} | {end}"] = d
-                        out[f"P product {kind} {tokens} | {end}"] = d * o
-                        out[f"P product of -diff {kind} {tokens} | {end}"] = (1 - d) * o
-                        out[f"P sum {kind} {tokens} | {end}"] = d + o
-                        if kind == "difference" and tokens == "content":
+                        out[f"CA'_diff {kind} {reading} | {end}"] = d
+                        out[f"P product {kind} {reading} | {end}"] = d * o
+                        out[f"P product of -diff {kind} {reading} | {end}"] = (1 - d) * o
+                        out[f"P sum {kind} {reading} | {end}"] = d + o
+                        if kind == "difference" and reading == "content":
                             out[f"CA'_orig | {end}"] = o
     return out
 
@@ -239,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.localization", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="shapes-sd", help="an embedded pipeline with a U-Net")
+    parser.add_argument("--model", default="shapes-sd", help="an embedded pipeline")
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--drawings", action="store_true", help="damaged drawings in place of samples")
@@ -269,7 +224,7 @@ def main() -> None:
         "with_defects": len(collected["random"]),
         "steps": STEPS,
         "guidance_scale": GUIDANCE,
-        "shown": SHOWN,
+        "shown": {label: name for label, name in SHOWN.items() if name in table},
         "auc": {name: row for name, row in table.items() if not name.startswith(AGREEMENT)},
         "probes_against_batch": {
             name.removeprefix(AGREEMENT): row for name, row in table.items() if name.startswith(AGREEMENT)

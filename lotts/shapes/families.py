@@ -120,10 +120,10 @@ class FluxFamily(Family):
 
     GROUNDING = 0.1
 
-    images = 50_000
+    images = 48_000
     batch_size = 8
     recipe: ClassVar[dict[str, float]] = {"learning_rate": 1e-3, "warmup": 4_000, "ema": 0.9995}
-    small_images = 50_000
+    small_images = 30_000
     captions: ClassVar[int] = 60_000  # for T5 alone, before
 
     def __init__(self, folder: Path, base: Path) -> None:
