@@ -15,7 +15,7 @@ from lotts.shapes.draw import SIDE
 
 #: Embedded pipelines: the folder of their weights and what ``python -m lotts.shapes.train`` calls them.
 EMBEDDED: dict[str, tuple[Path, str]] = {
-    f"shapes-{name}": (Path(__file__).parent / "shapes" / "weights" / name, name) for name in ("sd", "sdxl")
+    f"shapes-{name}": (Path(__file__).parent / "shapes" / "weights" / name, name) for name in ("sd", "sdxl", "flux")
 }
 DTYPES = {
     "fp32": torch.float32,
@@ -32,7 +32,8 @@ def load_pipeline(
     Only safetensors are read, and no code of a model's repository is run.
 
     Args:
-        name: an embedded pipeline ("shapes-sd", "shapes-sdxl"), a local folder with a model_index.json, or a hub id "owner/name".
+        name: an embedded pipeline ("shapes-sd", "shapes-sdxl", "shapes-flux"), a local folder with a model_index.json, or
+            a hub id "owner/name".
         device: where it goes; default: cuda if there is one, else cpu.
         dtype: "fp32", "fp16", "bf16" or a torch dtype. Default: fp32, but fp16 for other models than the embedded on cuda.
 

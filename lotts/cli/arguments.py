@@ -48,7 +48,9 @@ def add_method(parser: argparse.ArgumentParser, *, refinements: int, background:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How the model itself is driven."""
-    add(parser, "--steps", int, None, "N", "denoising steps (default: 20 for shapes-sd and shapes-sdxl, 50 for others)")
+    add(
+        parser, "--steps", int, None, "N", "denoising steps (default: 20 for shapes-sd, -sdxl and -flux, 50 for others)"
+    )
     add(
         parser,
         "--guidance-scale",
@@ -63,7 +65,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         float,
         None,
         "G",
-        "FLUX: classifier-free guidance as well; 1 is none (default: the model's own, else 1)",
+        "FLUX: classifier-free guidance as well; 1 is none (default: 3 for shapes-flux, else 1)",
     )
     add(parser, "--negative-prompt", str, "", "TEXT", "what to stay away from (default: nothing)")
 
@@ -77,7 +79,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Who draws, who judges, and on what."""
-    add(parser, "--model", str, "shapes-sd", "NAME", "shapes-sd, shapes-sdxl, a folder, or a hub id owner/name")
+    add(
+        parser,
+        "--model",
+        str,
+        "shapes-sd",
+        "NAME",
+        "shapes-sd, shapes-sdxl, shapes-flux, a folder, or a hub id owner/name",
+    )
     add(
         parser,
         "--verifier",

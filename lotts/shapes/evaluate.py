@@ -1,7 +1,7 @@
-"""Measure the embedded models: ``python -m lotts.shapes.evaluate {sd,sdxl,checker,verifier}``.
+"""Measure the embedded models: ``python -m lotts.shapes.evaluate {sd,sdxl,flux,checker,verifier}``.
 
-``sd``, ``sdxl``: single samples on held-out prompts, judged by the exact checker. ``checker``: the checker's own errors on clean and
-damaged drawings, before and after the autoencoder. ``verifier``: how the verifier's scores rank generated samples.
+``sd``, ``sdxl``, ``flux``: single samples on held-out prompts, judged by the exact checker. ``checker``: the checker's own errors on
+clean and damaged drawings, before and after the autoencoders. ``verifier``: how the verifier's scores rank generated samples.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from lotts.models import EMBEDDED, load_pipeline
 from lotts.shapes.checker import check
 from lotts.shapes.sampling import held_out_scenes, on_all_cores, sample_images
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, parse
 
+MODELS = [training for _, training in EMBEDDED.values()]
+
 
 @functools.cache
 def _pipe(name: str) -> Any:
-    from lotts.models import load_pipeline
-
     return load_pipeline(name)
 
 
@@ -80,9 +81,9 @@ def summarise(results: list[tuple[float, bool, int]]) -> dict[str, Any]:
     }
 
 
-def round_trip(images: np.ndarray) -> np.ndarray:
-    """uint8 [B, H, W, 3] through the autoencoder and back."""
-    vae = _pipe().vae
+def round_trip(images: np.ndarray, model: str) -> np.ndarray:
+    """uint8 [B, H, W, 3] through the autoencoder of an embedded pipeline and back."""
+    vae = _pipe(model).vae
     with torch.no_grad():
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
         y = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(16)])
@@ -90,12 +91,13 @@ def round_trip(images: np.ndarray) -> np.ndarray:
 
 
 def checker_errors(drawings: int, seed: int) -> dict[str, Any]:
-    """The checker on its own ground truth, before and after the autoencoder."""
+    """The checker on its own ground truth, before and after the autoencoders (``shapes-sdxl`` has that of ``shapes-sd``)."""
     from lotts.shapes.errors import error_report
 
     return {
         "drawn": error_report(drawings, seed),
-        "decoded": error_report(drawings, seed, transform=round_trip),
+        "decoded": error_report(drawings, seed, transform=functools.partial(round_trip, model="shapes-sd")),
+        "decoded_flux": error_report(drawings, seed, transform=functools.partial(round_trip, model="shapes-flux")),
     }
 
 
@@ -161,8 +163,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["sd", "sdxl", "checker", "verifier"])
-    parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (sd, sdxl, verifier)")
+    parser.add_argument("what", choices=[*MODELS, "checker", "verifier"])
+    parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (a model or the verifier)")
     parser.add_argument("--drawings", type=int, default=1000, help="clean and as many damaged drawings (checker)")
     parser.add_argument("--samples", type=int, default=9, help="samples a prompt (verifier)")
     parser.add_argument("--steps", type=int, default=20)
@@ -170,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON on one line instead of an indented report")
     args = parser.parse_args(argv)
-    if args.what in ("sd", "sdxl"):
+    if args.what in MODELS:
         report = single_samples(args.prompts, args.seed, args.steps, args.guidance_scale, f"shapes-{args.what}")
     elif args.what == "checker":
         report = checker_errors(args.drawings, args.seed)

