@@ -43,7 +43,7 @@ def single_samples() -> None:
 
 
 def localization() -> None:
-    names = ("localization", "localization_drawings", "localization_sdxl")
+    names = ("localization", "localization_drawings", "localization_sdxl", "localization_flux")
     names = [name for name in names if (RESULTS / f"{name}.json").exists()]
     figure, axes = plt.subplots(1, len(names), figsize=(1 + 6 * len(names), 4.2), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):

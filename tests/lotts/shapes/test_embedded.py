@@ -13,7 +13,6 @@ from lotts.shapes.evaluate import round_trip
 from lotts.shapes.sampling import every_held_out_scene, sample_images
 from lotts.shapes.scenes import sample_scene
 
-
 #: Share of objects; over 512 prompts it is 0.94, 0.95 and 0.80.
 LEAST_RIGHT = {"shapes-sd": 0.8, "shapes-sdxl": 0.8, "shapes-flux": 0.55}
 
