@@ -22,19 +22,17 @@ from lotts.capture.recorder import AttentionRecorder
 from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, content_weights
 
 TEMPLATES = {"original": None, "positive": QUALITY_POSITIVE, "negative": QUALITY_NEGATIVE}
-Readings = dict[str, list[torch.Tensor]]
 
 
 class Tap:
     """What a layer of the conditional row has said so far."""
 
     def __init__(self) -> None:
-        self.readings: Readings = {}
+        self.readings: dict[str, list[torch.Tensor]] = {}
         self.spread: list[torch.Tensor] = []
 
-    def keep(self, **readings: list[torch.Tensor]) -> None:
-        for name, columns in readings.items():
-            self.readings.setdefault(name.replace("_", " "), []).append(torch.stack(columns, -1))
+    def keep(self, reading: str, columns: list[torch.Tensor]) -> None:
+        self.readings.setdefault(reading, []).append(torch.stack(columns, -1))
 
     def keep_spread(self, matrix: torch.Tensor) -> None:
         self.spread.append(matrix.half())
@@ -58,10 +56,8 @@ class CrossTap(Tap):
             _mean_attention(query[-1:], key[-1:] if keys is None else keys) @ weights.T for keys, weights in self.probes
         ]
         (original, _), *quality = [columns.unbind(-1) for columns in found]
-        self.keep(
-            content=[original, *(content for content, _ in quality)],
-            quality_words=[original, *(words for _, words in quality)],
-        )
+        self.keep("content", [original, *(content for content, _ in quality)])
+        self.keep("quality words", [original, *(words for _, words in quality)])
         return native(query, key, value, **kwargs)
 
 
@@ -90,7 +86,8 @@ class JointTap(JointAttentionLayer):
             beside = _mean_attention(query[:, :, image], torch.cat([key[:, :, group], key[:, :, image]], 2))
             content.append(beside[:, :size].sum(-1))
             outputs.append(out[image] @ out[group].mean(0))
-        self.tap.keep(content=content, outputs=[column / out.shape[-1] ** 0.5 for column in outputs])
+        self.tap.keep("content", content)
+        self.tap.keep("outputs", outputs)
 
 
 class _JointTaps(AttentionRecorder):

@@ -45,8 +45,11 @@ def single_samples() -> None:
 def localization() -> None:
     names = ("localization", "localization_drawings", "localization_sdxl", "localization_flux")
     names = [name for name in names if (RESULTS / f"{name}.json").exists()]
-    figure, axes = plt.subplots(1, len(names), figsize=(1 + 6 * len(names), 4.2), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
+    rows = -(-len(names) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(13, 4.2 * rows), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
         report = json.loads((RESULTS / f"{name}.json").read_text())
         chosen = {label: report["auc"][key] for label, key in report["shown"].items()}
         places = range(len(chosen))
@@ -63,7 +66,7 @@ def localization() -> None:
         )
         axis.set_title(f"{report['model']}, {report['pictures']} ({report['with_defects']} with defects)")
         axis.invert_yaxis()
-    axes[0][0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
+    axes[-1][0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2)
     save(figure, "localization.png")
 
 

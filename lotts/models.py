@@ -44,7 +44,7 @@ def load_pipeline(
     target = check_device(device)
     precision = _dtype(dtype, torch.float16 if target.type == "cuda" and name not in EMBEDDED else torch.float32)
     with _quiet() if name in EMBEDDED else nullcontext():  # what comes from a hub or a large folder takes a while
-        pipe = _read(_location(name), precision)
+        pipe = _read(location(name), precision)
     _make_restartable(pipe)
     if name in EMBEDDED and hasattr(pipe, "default_sample_size"):
         pipe.default_sample_size = SIDE // pipe.vae_scale_factor  # FLUX pipelines take it for 1024 px whatever they are
@@ -76,7 +76,8 @@ def has_weights(name: str) -> bool:
     return (EMBEDDED[name][0] / "model_index.json").is_file()
 
 
-def _location(name: str) -> str:
+def location(name: str) -> str:
+    """The folder or hub id that a name stands for; raises as ``load_pipeline`` does where it stands for none."""
     if name in EMBEDDED:
         folder, training = EMBEDDED[name]
         if not has_weights(name):

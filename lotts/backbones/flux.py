@@ -34,6 +34,11 @@ class Flux(Backbone):
         return (self.pipe.default_sample_size * self.pipe.vae_scale_factor,) * 2
 
     @property
+    def default_guidance_scale(self) -> float:
+        """The pipeline's own where the network takes it as an input; schnell and the like take none."""
+        return super().default_guidance_scale if self.pipe.transformer.config.guidance_embeds else 1.0
+
+    @property
     def t5_tokens(self) -> int:
         """What the pipeline takes when it is called without ``max_sequence_length``, if its T5 was made for as many."""
         return min(512, self.pipe.tokenizer_2.model_max_length)

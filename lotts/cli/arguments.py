@@ -111,16 +111,17 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Verifier, steps and guidance: what was asked for, else the model's own.
 
     Raises:
-        ValueError: the model has no verifier of its own and none was asked for.
+        FileNotFoundError, ValueError: there is no such model, or it has no verifier of its own and none was asked for.
     """
-    from lotts.models import EMBEDDED, default_settings
+    from lotts.models import EMBEDDED, default_settings, location
     from lotts.verifiers import available
 
+    location(args.model)
     defaults = default_settings(args.model)
     verifier = args.verifier or defaults["verifier"]
     if verifier is None:
         raise ValueError(
-            f"expected --verifier for {args.model}: only {' and '.join(EMBEDDED)} have one of their own. "
+            f"expected --verifier for {args.model}: only {', '.join(EMBEDDED)} have one of their own. "
             f"Verifiers: {', '.join(available())}"
         )
     return {

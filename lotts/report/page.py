@@ -72,11 +72,11 @@ def _header(output: LoTTSOutput, width: int) -> Image.Image:
     for line in lines:
         write(section, (MARGIN, y), line, 36)
         y += 46
-    write(section, (MARGIN, y + 4), " · ".join(_settings(output)), 20, FAINT)
+    write(section, (MARGIN, y + 4), " · ".join(settings_in_words(output)), 20, FAINT)
     return section
 
 
-def _settings(output: LoTTSOutput) -> list[str]:
+def settings_in_words(output: LoTTSOutput) -> list[str]:
     """What was asked for, in words."""
     s = output.settings
     firsts = [sample for sample in output.samples if sample.parent is None]
@@ -89,8 +89,8 @@ def _settings(output: LoTTSOutput) -> list[str]:
         words.append(f"the weakest {s['mask_ratio']:.0%} resampled")
     if refined and "noise_step" in s:
         words.append(f"from step {s['noise_step']} of {s['num_inference_steps']}")
-    if "guidance_scale" in s:
-        words.append(f"guidance {s['guidance_scale']:g}")
+    scales = {"guidance": s.get("guidance_scale", 1.0), "true CFG": s.get("true_cfg_scale", 1.0)}
+    words += [f"{name} {scale:g}" for name, scale in scales.items() if scale != 1]
     return words
 
 

@@ -76,6 +76,14 @@ def test_a_users_error_is_one_line_and_status_2(ready, arguments, message, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistyped_model_is_named_before_its_verifier_is_missed(capsys):
+    assert cli.main(["generate", "a cat", "--model", "shapes-ds"]) == 2
+    error = capsys.readouterr().err
+    assert "shapes-ds" in error
+    assert "shapes-sd, shapes-sdxl, shapes-flux, a folder or a hub id" in error
+    assert "--verifier" not in error
+
+
 def test_a_hub_model_needs_a_verifier(capsys):
     assert cli.main(["generate", "a cat", "--model", "owner/name"]) == 2
     error = capsys.readouterr().err

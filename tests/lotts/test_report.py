@@ -8,7 +8,7 @@ from PIL import Image
 
 from lotts.manifest import png_bytes
 from lotts.report import draw_report, save_output
-from lotts.report.page import number
+from lotts.report.page import number, settings_in_words
 from lotts.report.pictures import difference, fit, heat, outlined
 from lotts.report.style import ACCENT, font, rounded_mask, wrap
 
@@ -40,6 +40,21 @@ def test_a_report_without_maps_and_masks_is_drawn():
     for sample in output.samples:
         sample.mask, sample.heatmaps = None, {}
     assert draw_report(output).width > 0
+
+
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        ({"guidance_scale": 3.0, "true_cfg_scale": 1.0}, ["guidance 3"]),
+        ({"guidance_scale": 1.0, "true_cfg_scale": 3.0}, ["true CFG 3"]),
+        ({"guidance_scale": 3.5, "true_cfg_scale": 2.0}, ["guidance 3.5", "true CFG 2"]),
+        ({"guidance_scale": 1.0, "true_cfg_scale": 1.0}, []),
+    ],
+)
+def test_a_report_says_what_guided(scales, said):
+    output = fake_output()
+    output.settings = {**output.settings, **scales}
+    assert [words for words in settings_in_words(output) if "guidance" in words or "CFG" in words] == said
 
 
 def test_a_report_of_a_repair_is_drawn():

@@ -205,11 +205,13 @@ def test_supported_names_every_family_and_its_schedulers():
 
 
 def test_guidance_defaults_are_the_pipelines_own(pipe_of):
-    assert {name: backbone_for(pipe_of(name)).default_guidance_scale for name in ("sd", "sdxl", "sd3", "flux-dev")} == {
+    names = ("sd", "sdxl", "sd3", "flux-dev", "flux-schnell")
+    assert {name: backbone_for(pipe_of(name)).default_guidance_scale for name in names} == {
         "sd": 7.5,
         "sdxl": 5.0,
         "sd3": 7.0,
         "flux-dev": 3.5,
+        "flux-schnell": 1.0,  # its network has no input for one
     }
 
 
