@@ -1,15 +1,16 @@
 """What a refinement changes, by mask and noise step: ``python -m bench.refinement --prompts 512``.
 
 For each held-out prompt one candidate is drawn and refined once under every mask (the method's from attention, the
-prediction source's, the true defects, the foreground, a random one, the whole picture) from three noise steps, all with the
-same injected noise. The pictures are kept, a file a prompt, so an interrupted run resumes, and a new verifier can judge
-them again in minutes. The verifier and the exact checker judge each against its candidate; a JSON holds the summary with
-standard errors.
+prediction source's, the verifier's on half and on a fifth of the picture, the true defects, the foreground, a random one,
+the whole picture) from three noise steps, all with the same injected noise. The pictures are kept, a file a prompt, so an
+interrupted run resumes, and a new verifier can judge them again in minutes. The verifier and the exact checker judge each
+against its candidate; a JSON holds the summary with standard errors.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,18 @@ from bench import embedded
 from bench.localization import cells
 from lotts.compare.runner import versions_of
 from lotts.localize import quality_mask, smooth
+from lotts.models import EMBEDDED
 from lotts.resample import denoise, grow, refine
 from lotts.resample_config import ResampleConfig
 from lotts.shapes.checker import check
 from lotts.shapes.sampling import held_out_scenes, on_all_cores
 from lotts.shapes.scenes import parse
 from lotts.sources import AttentionSource, PredictionSource
+from lotts.verifier_source import VerifierSource
 
-MODEL = "shapes-sd"
 STEPS, GUIDANCE, SIZE = 20, 3.0, (16, 16)
 NOISE_STEPS = (4, 8, 12)
-RATIO = 0.5
+RATIO, SMALL_RATIO = 0.5, 0.2
 BANDS = {"all": (2, 16), "2-4": (2, 4), "5-8": (5, 8), "9-12": (9, 12), "13-16": (13, 16)}
 
 
@@ -43,20 +45,24 @@ def judge(image: np.ndarray, text: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _draw(text: str, seed: int) -> tuple[dict[str, float], np.ndarray]:
+def _draw(text: str, seed: int, model: str) -> tuple[dict[str, float], np.ndarray]:
     """Share of the picture under the mask of each arm, and the pictures uint8 [1 + arms, H, W, 3], the candidate's first."""
-    backbone, conditioning = embedded.backbone(MODEL), embedded.encode(MODEL, text)
+    backbone, conditioning = embedded.backbone(model), embedded.encode(model, text)
     with AttentionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
         attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
     with PredictionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         prediction = watch.maps(lambda step: candidate.latents[step][None])["P"]
+    with VerifierSource(embedded.verifier()).watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
+        verifier = watch.maps(lambda step: candidate.result[None])["P"]
     image = levels(backbone.decode(candidate.result[None]))
     verdict = check(image[0], parse(text))
     noise = torch.rand(1, *SIZE, generator=torch.Generator().manual_seed(seed))
     masks = {
         "attention": quality_mask(attention, RATIO),
         "prediction": quality_mask(prediction, RATIO),
+        "verifier": quality_mask(verifier, RATIO),
+        "verifier, a fifth": quality_mask(verifier, SMALL_RATIO),
         "true defects": grow(torch.from_numpy(cells(verdict.defects))[None], 1),
         "foreground": torch.from_numpy(cells(verdict.foreground | verdict.defects))[None],
         "random": quality_mask(smooth(noise), RATIO),
@@ -78,10 +84,10 @@ def levels(images: np.ndarray) -> np.ndarray:
     return np.rint(np.asarray(images) * 255).astype(np.uint8)
 
 
-def _one(job: tuple[Path, str, int]) -> dict[str, Any]:
+def _one(job: tuple[Path, str, int], model: str) -> dict[str, Any]:
     path, text, seed = job
     if not path.exists():
-        areas, pictures = _draw(text, seed)
+        areas, pictures = _draw(text, seed, model)
         with path.with_suffix(".tmp").open("wb") as file:
             np.savez_compressed(file, arms=list(areas), areas=list(areas.values()), pictures=pictures)
         path.with_suffix(".tmp").replace(path)
@@ -97,8 +103,8 @@ def _one(job: tuple[Path, str, int]) -> dict[str, Any]:
     }
 
 
-def _work(jobs):
-    return [_one(job) for job in jobs]
+def _work(jobs: list[tuple[Path, str, int]], model: str) -> list[dict[str, Any]]:
+    return [_one(job, model) for job in jobs]
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,6 +146,7 @@ def main() -> None:
     )
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--model", choices=list(EMBEDDED), default="shapes-sd")
     parser.add_argument("--pictures", type=Path, default=Path("runs/refinement"), help="a file a prompt; resumed")
     parser.add_argument("--out", type=Path, default=Path("bench/results/refinement.json"))
     parser.add_argument("--processes", type=int)
@@ -147,13 +154,15 @@ def main() -> None:
     args.pictures.mkdir(parents=True, exist_ok=True)
     scenes = held_out_scenes(args.prompts, args.seed)
     # The name tells the weights: other weights draw other pictures.
-    weights = versions_of("shapes-sd", "shapes")["model"]
+    weights = versions_of(args.model, "shapes")["model"]
     jobs = [
         (args.pictures / f"{weights}-{args.seed}-{i:04}.npz", text, args.seed * 20_011 + i)
         for i, (_, text) in enumerate(scenes)
     ]
-    rows = list(on_all_cores(_work, jobs, chunk=4, processes=args.processes))
+    work = functools.partial(_work, model=args.model)
+    rows = list(on_all_cores(work, jobs, chunk=4, processes=args.processes))
     report = {
+        "model": args.model,
         "prompts": len(rows),
         "steps": STEPS,
         "guidance_scale": GUIDANCE,

@@ -2,6 +2,7 @@
 
     python -m bench resources                     all variants of all ops, for sm_80, sm_90, sm_100 and gfx942
     python -m bench resources --arch sm_90 --op propagate_attention
+    python -m bench resources --in-turn           a quarter of it: each variant for one chip, every op for every chip
 
 A row fails when the kernel spills registers, needs more shared memory than the chip gives a block, or, where its products
 belong on tensor cores, has none of the chip's instructions for them. Exit status 1 if any row fails. Triton keeps what it
@@ -155,9 +156,22 @@ def _job(job: tuple[str, int, str]) -> Needs:
     return needs(op, variants(op)[index], arch)
 
 
-def measure(names: list[str], archs: list[str], processes: int | None = None) -> list[Needs]:
-    """What every variant of the named ops needs on every architecture; ``processes`` None means one a core."""
-    jobs = [(op, index, arch) for op in names for index in range(len(variants(op))) for arch in archs]
+def jobs_of(names: list[str], archs: list[str], in_turn: bool = False) -> list[tuple[str, int, str]]:
+    """(op, index of its variant, architecture) to compile: all, or each variant for one architecture, in turn.
+
+    In turn every op still meets every architecture: one with fewer variants than there are architectures compiles all for all.
+    """
+    return [
+        (op, index, arch)
+        for op in names
+        for index in range(len(variants(op)))
+        for turn, arch in enumerate(archs)
+        if not in_turn or len(variants(op)) < len(archs) or index % len(archs) == turn
+    ]
+
+
+def measure(jobs: list[tuple[str, int, str]], processes: int | None = None) -> list[Needs]:
+    """What variants of ops need on their architectures; ``processes`` None means one a core."""
     processes = min(processes or os.cpu_count() or 1, len(jobs))
     if processes <= 1:
         return [_job(job) for job in jobs]
@@ -213,6 +227,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--arch", nargs="+", choices=CHIPS, default=list(ARCHITECTURES), metavar="ARCH")
     parser.add_argument("--op", nargs="+", help="only these ops (default: all)")
+    parser.add_argument("--in-turn", action="store_true", help="compile each kernel for one chip only, the chips in turn")
     parser.add_argument("--jobs", type=int, help="processes that compile (default: one a core)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, one object a kernel and chip")
@@ -224,7 +239,7 @@ def main(argv: list[str]) -> int:
     unknown = set(arguments.op or ()) - set(ops())
     if unknown:
         parser.error(f"--op: expected some of {', '.join(ops())}, got {', '.join(sorted(unknown))}")
-    rows = measure(arguments.op or ops(), arguments.arch, arguments.jobs)
+    rows = measure(jobs_of(arguments.op or ops(), arguments.arch, arguments.in_turn), arguments.jobs)
     if arguments.json:
         print(json.dumps([{**asdict(row), "faults": row.faults()} for row in rows], indent=1))
     else:

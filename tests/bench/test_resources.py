@@ -92,6 +92,15 @@ def test_all_ops_with_kernels_are_found():
     )
 
 
+def test_in_turn_every_variant_and_every_op_on_every_chip_is_compiled():
+    names, archs = resources.ops(), list(resources.ARCHITECTURES)
+    everything, chosen = resources.jobs_of(names, archs), resources.jobs_of(names, archs, in_turn=True)
+    assert len(everything) == len(archs) * sum(len(resources.variants(op)) for op in names)
+    assert {job[:2] for job in chosen} == {job[:2] for job in everything}
+    assert {(op, arch) for op, _, arch in chosen} == {(op, arch) for op, _, arch in everything}
+    assert 2 * len(chosen) < len(everything)
+
+
 def run(*arguments):
     """The command as a user runs it: the tests' own process may have its kernels in the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -116,7 +125,8 @@ def test_one_op_and_one_chip_may_be_asked_for():
 
 @pytest.fixture(scope="module")
 def rows():
-    done = run("--json")
+    # Each variant for one chip: all of them for all chips take minutes, and are a command of their own.
+    done = run("--json", "--in-turn")
     assert done.stdout, done.stderr
     return json.loads(done.stdout)
 
