@@ -9,6 +9,14 @@ from lotts.report.axes import ACCENT, COLOURS, GREY, INK, pyplot
 
 plt = pyplot()
 RESULTS, IMAGES = Path("bench/results"), Path("docs/images")
+#: A mask has the colour of its own in every figure.
+MASKS = dict(
+    zip(
+        ("attention", "prediction", "true defects", "foreground", "random", "whole", "verifier", "verifier, a fifth"),
+        COLOURS,
+        strict=False,
+    )
+)
 
 
 def loss_curves() -> None:
@@ -71,27 +79,30 @@ def localization() -> None:
 
 
 def refinement() -> None:
-    report = json.loads((RESULTS / "refinement.json").read_text())["by_objects"]["all"]
-    arms = report["arms"]
-    masks = list(dict.fromkeys(arm.split(" @ ")[0] for arm in arms))
-    steps = sorted({int(arm.split(" @ ")[1]) for arm in arms})
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6))
-    columns = ("objects change", "objects change, verifier keeps the better")
-    for axis, column in zip(axes, columns, strict=True):
-        for index, (mask, colour) in enumerate(zip(masks, COLOURS, strict=False)):
-            values = [arms[f"{mask} @ {step}"][column] for step in steps]
-            x = [i + (index - 2.5) * 0.13 for i in range(len(steps))]
-            axis.bar(x, [v[0] for v in values], 0.12, yerr=[v[1] for v in values], color=colour, ecolor=INK, label=mask)
-        axis.axhline(0, color=INK, lw=0.8)
-        axis.set(
-            xticks=range(len(steps)),
-            xticklabels=[f"t0 = {s} of 20" for s in steps],
-            title=column,
-            ylabel="share of objects right",
-        )
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), frameon=False, ncol=6, loc="upper center", bbox_to_anchor=(0.5, 0.02)
-    )
+    """Change of the share of objects right by mask and noise step, a row an embedded pipeline."""
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("refinement*.json"))]
+    figure, axes = plt.subplots(len(reports), 2, figsize=(12, 3.6 * len(reports)), squeeze=False)
+    for row, report in zip(axes, reports, strict=True):
+        arms = report["by_objects"]["all"]["arms"]
+        masks = list(dict.fromkeys(arm.split(" @ ")[0] for arm in arms))
+        steps = sorted({int(arm.split(" @ ")[1]) for arm in arms})
+        width = 0.8 / len(masks)
+        for axis, column in zip(row, ("objects change", "objects change, verifier keeps the better"), strict=True):
+            for index, mask in enumerate(masks):
+                values = [arms[f"{mask} @ {step}"][column] for step in steps]
+                x = [i + (index - (len(masks) - 1) / 2) * width for i in range(len(steps))]
+                means, errors = zip(*values, strict=True)
+                axis.bar(x, means, 0.9 * width, yerr=errors, color=MASKS[mask], ecolor=INK, label=mask)
+            axis.axhline(0, color=INK, lw=0.8)
+            axis.set(
+                xticks=range(len(steps)),
+                xticklabels=[f"t0 = {s} of {report['steps']}" for s in steps],
+                title=f"{report.get('model', 'shapes-sd')}: {column}",
+                ylabel="share of objects right",
+            )
+    # The row with most masks names them all.
+    handles = max((row[0].get_legend_handles_labels() for row in axes), key=lambda pair: len(pair[1]))
+    figure.legend(*handles, frameon=False, ncol=4, loc="upper center", bbox_to_anchor=(0.5, 0.02))
     save(figure, "refinement.png")
 
 

@@ -34,11 +34,11 @@ class CountingTimer(GpuTimer):
 def small(case):
     if isinstance(case, AttentionCase):
         text = {"text": 40} if case.joint else {}
-        return dataclasses.replace(case, batch=1, rows=70, heads=3, dim=16, dtype=torch.float16, **text)
+        return dataclasses.replace(case, batch=1, rows=70, heads=1, dim=16, dtype=torch.float16, **text)
     if isinstance(case, RegionCase):
-        return dataclasses.replace(case, batch=1, rows=70, stored=50, heads=3, dim=16, dtype=torch.float16)
+        return dataclasses.replace(case, batch=1, rows=70, stored=50, heads=1, dim=16, dtype=torch.float16)
     if isinstance(case, RopeCase):
-        return dataclasses.replace(case, batch=2, text=7, rows=30, places=49, heads=3, dim=16, dtype=torch.float16)
+        return dataclasses.replace(case, batch=2, text=7, rows=30, places=49, heads=1, dim=16, dtype=torch.float16)
     if isinstance(case, NoiseCase):
         return dataclasses.replace(case, batch=2, side=8)
     return dataclasses.replace(case, batch=2, side=8, dtype=torch.float16)
@@ -51,7 +51,7 @@ SMALL = {(case.op, case.model): small(case) for case in reversed(shapes.cases())
 @pytest.fixture
 def on_cpu(monkeypatch):
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "LEAST_ROUNDS", 2)
+    monkeypatch.setattr(gpu, "LEAST_ROUNDS", 1)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def report(on_cpu):
     cases = []
     for case in SMALL.values():
         entry = gpu.gate(case)
-        cases.append(entry | gpu.measure(case, CountingTimer(), 2, compiled=False, copy=1e12))
+        cases.append(entry | gpu.measure(case, CountingTimer(), 1, compiled=False, copy=1e12))
     facts = {"commit": "abc", "dirty": False, "gpu": "none", "architecture": "sm_0", "driver": "0", "python": "3"}
     facts |= {"versions": {"torch": torch.__version__}, "date": "today"}
     roofline = {"copy_bytes_per_second": 1e12, "matmul_flops_per_second": 1e15}

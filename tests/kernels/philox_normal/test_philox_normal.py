@@ -81,7 +81,8 @@ def test_numbers_do_not_depend_on_the_launch(device, block):
     assert torch.equal(launch(seeds, 515, 9, {"BLOCK": block, "num_warps": 1, "num_stages": 1}), shipped)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+# The kernel draws the reference's numbers but for rounding, which is tested above.
+@pytest.mark.parametrize("impl", ["portable", "reference"])
 def test_noise_is_standard_normal(device, impl):
     noise = philox_normal(torch.arange(4, device=device), (20_000,), impl=impl).double().cpu()
     error = 1 / math.sqrt(noise.numel())
@@ -93,7 +94,7 @@ def test_noise_is_standard_normal(device, impl):
     assert correlation.abs().max() < 5 / math.sqrt(20_000)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ["portable", "reference"])
 def test_the_distribution_function_is_that_of_the_normal(device, impl):
     noise = philox_normal(torch.tensor(17, device=device), (40_000,), impl=impl).double().cpu().sort().values
     steps = torch.arange(40_001, dtype=torch.float64) / 40_000

@@ -28,7 +28,7 @@ def arguments(heads_last):
 SHAPES = [
     # query tokens, key tokens, head dim, columns, columns per head
     (113, 203, 40, 1, False),
-    (399, 399, 64, 3, False),
+    (299, 399, 64, 3, False),
     (203, 77, 80, 16, False),
     (64, 231, 128, 2, True),
     (33, 512, 160, 16, True),
@@ -190,12 +190,12 @@ def test_the_op_keeps_its_contract_with_torch(arguments, sizes):
 def test_results_repeat_bit_for_bit_and_hold_for_every_block_size(arguments, config):
     from lotts.kernels.propagate_attention.triton import launch
 
-    query, key, value, columns = arguments(n=70, m=90)
+    query, key, value, columns = arguments(n=40, m=50)
     expected = propagate_attention(query, key, value, columns, impl="reference")
     runs = []
     for _ in range(2):
-        out, maps = torch.empty_like(query), torch.empty(2, 3, 70, 2, device=DEVICE)
-        launch(query, key, value, columns.unsqueeze(1), out, maps, None, [], 90, (0, 0), 0.125, False, config)
+        out, maps = torch.empty_like(query), torch.empty(2, 3, 40, 2, device=DEVICE)
+        launch(query, key, value, columns.unsqueeze(1), out, maps, None, [], 50, (0, 0), 0.125, False, config)
         runs.append((out, maps))
     for first, second, truth in zip(*runs, expected, strict=True):
         assert torch.equal(first, second)
