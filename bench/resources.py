@@ -227,7 +227,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--arch", nargs="+", choices=CHIPS, default=list(ARCHITECTURES), metavar="ARCH")
     parser.add_argument("--op", nargs="+", help="only these ops (default: all)")
-    parser.add_argument("--in-turn", action="store_true", help="compile each kernel for one chip only, the chips in turn")
+    parser.add_argument(
+        "--in-turn", action="store_true", help="compile each kernel for one chip only, the chips in turn"
+    )
     parser.add_argument("--jobs", type=int, help="processes that compile (default: one a core)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, one object a kernel and chip")

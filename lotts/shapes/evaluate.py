@@ -101,8 +101,10 @@ def checker_errors(drawings: int, seed: int) -> dict[str, Any]:
     }
 
 
-def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> dict[str, Any]:
-    """How well the verifier ranks generated samples: Spearman correlation of its score with the share of right objects.
+def verifier_ranking(
+    prompts: int, seeds: int, seed: int, steps: int = 20, guidance_scale: float = 3.0, model: str = "shapes-sd"
+) -> dict[str, Any]:
+    """How well the verifier ranks samples of ``model``: Spearman correlation of its score with the share of right objects.
 
     ``across`` all samples, and the mean ``within`` a prompt (what choosing among candidates rests on); the share of
     prompts whose best-by-verifier sample is right, beside a single sample and the best that the checker could pick.
@@ -112,7 +114,7 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
 
     scenes: list[tuple[Scene, str]] = held_out_scenes(prompts, seed)
     jobs = [(text, seed * 100_003 + i * seeds + k) for i, (_, text) in enumerate(scenes) for k in range(seeds)]
-    results = on_all_cores(functools.partial(_judge, model="shapes-sd", steps=steps, guidance_scale=3.0), jobs)
+    results = on_all_cores(functools.partial(_judge, model=model, steps=steps, guidance_scale=guidance_scale), jobs)
     verifier = load("shapes")
     scores = np.array(
         [verifier([image / np.float32(255)], [text])[0] for (text, _), (*_, image) in zip(jobs, results, strict=True)]
@@ -125,6 +127,7 @@ def verifier_ranking(prompts: int, seeds: int, seed: int, steps: int = 20) -> di
     chosen = by_prompt.argmax(1)
     numbers = np.array([len(scene.items) for scene, _ in scenes])
     return {
+        "model": model,
         "prompts": prompts,
         "samples_each": seeds,
         "across": round(float(spearman(scores, right)), 4),
@@ -167,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (a model or the verifier)")
     parser.add_argument("--drawings", type=int, default=1000, help="clean and as many damaged drawings (checker)")
     parser.add_argument("--samples", type=int, default=9, help="samples a prompt (verifier)")
+    parser.add_argument("--model", choices=MODELS, default="sd", help="whose samples the verifier ranks (default: sd)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -177,7 +181,9 @@ def main(argv: list[str] | None = None) -> None:
     elif args.what == "checker":
         report = checker_errors(args.drawings, args.seed)
     else:
-        report = verifier_ranking(args.prompts, args.samples, args.seed, args.steps)
+        report = verifier_ranking(
+            args.prompts, args.samples, args.seed, args.steps, args.guidance_scale, f"shapes-{args.model}"
+        )
     print(json.dumps(report, indent=None if args.json else 2))
 
 

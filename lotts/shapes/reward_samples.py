@@ -1,7 +1,8 @@
-"""Samples of ``shapes-sd`` for the reward model to learn from: drawn, and labelled by the exact checker."""
+"""Samples of the embedded pipelines for the reward model to learn from: drawn, and labelled by the exact checker."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,23 +17,27 @@ from lotts.shapes.sampling import on_all_cores, sample_images
 from lotts.shapes.scenes import caption, parse, sample_scene
 
 _SHARD = 64
+#: How many samples of each pipeline, for one of shapes-sd. shapes-sdxl draws through the same autoencoder, and errs alike.
+SHARES = {"shapes-sd": 1.0, "shapes-flux": 0.375}
 
 
 def draw_samples(runs: Path, count: int, processes: int | None = None) -> Path:
-    """Samples on training prompts, drawn once and kept in ``runs``; the folder of the .npz files."""
+    """Samples on training prompts, ``count`` of ``shapes-sd``, drawn once and kept in ``runs``; the folder of the .npz files."""
     folder = runs / "generated"
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [(folder / f"{i:04d}.npz", i) for i in range(-(-count // _SHARD))]
-    on_all_cores(_draw_shards, [(path, i) for path, i in shards if not path.exists()], chunk=1, processes=processes)
+    for number, (model, share) in enumerate(SHARES.items()):
+        shards = [(folder / f"{model}-{i:04d}.npz", [17, i, number]) for i in range(-(-int(share * count) // _SHARD))]
+        missing = [shard for shard in shards if not shard[0].exists()]
+        on_all_cores(functools.partial(_draw_shards, model=model), missing, chunk=1, processes=processes)
     return folder
 
 
-def _draw_shards(shards: list[tuple[Path, int]]) -> list[Path]:
+def _draw_shards(shards: list[tuple[Path, list[int]]], model: str) -> list[Path]:
     from lotts.models import load_pipeline
 
-    pipe = load_pipeline("shapes-sd")
-    for path, index in shards:
-        rng = np.random.default_rng([17, index])
+    pipe = load_pipeline(model)
+    for path, seed in shards:
+        rng = np.random.default_rng(seed)
         texts = [caption(sample_scene(rng), rng) for _ in range(_SHARD)]
         # Fewer steps and weaker guidance at times: the verifier should know the faults of hasty samplers too.
         steps, scale = int(rng.integers(8, 21)), float(rng.uniform(1.5, 4.0))

@@ -3,7 +3,7 @@
 ``sd`` is the pipeline ``shapes-sd``, from scratch: a tokenizer and an autoencoder first, where they are not there yet, then
 the text encoder and the U-Net together. ``sdxl`` grows out of it. ``flux`` has a transformer from scratch and an
 autoencoder of its own. ``verifier`` trains the reward model on drawings and on samples that it first draws with
-``shapes-sd``. Runs live in --runs, one folder a model, and resume; finished weights are exported to the package as fp16
+``shapes-sd`` and ``shapes-flux``. Runs live in --runs, one folder a model, and resume; finished weights are exported to the package as fp16
 safetensors.
 """
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
     parser.add_argument("--processes", type=int, help="processes on the CPU (default: one a core)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=4096, help="generated pictures the verifier learns from")
+    parser.add_argument("--samples", type=int, default=4096, help="pictures of shapes-sd the verifier learns from")
     parser.add_argument(
         "--onward",
         action="store_true",
