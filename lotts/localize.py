@@ -100,22 +100,32 @@ def smooth(maps: torch.Tensor) -> torch.Tensor:
     return F.avg_pool2d(maps[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
 
 
-def quality_mask(defect: torch.Tensor, ratio: float) -> torch.Tensor:
+def quality_mask(defect: torch.Tensor, ratio: float, threshold: float | None = None) -> torch.Tensor:
     """Quality-aware mask generation: the top ``ratio`` of each defect map [B, h, w], as bool.
 
-    Every mask has the same area, round(ratio * h * w) cells and at least one; ties go to the earlier cell.
+    Every mask has the same area, round(ratio * h * w) cells and at least one; ties go to the earlier cell. A ``threshold``
+    leaves out what is not above it: masks are then as large as what is wrong, ``ratio`` at most, and empty where nothing is.
 
     Raises:
-        ValueError: ``ratio`` is outside (0, 1].
+        ValueError: ``ratio`` is outside (0, 1], or ``threshold`` is no number from 0 up.
     """
     check_ratio(ratio)
+    check_threshold(threshold)
     flat = defect.flatten(1)
     count = max(1, round(ratio * flat.shape[1]))
     order = flat.argsort(dim=1, descending=True, stable=True)
     mask = torch.zeros_like(flat, dtype=torch.bool)
-    return mask.scatter(1, order[:, :count], True).view(defect.shape)
+    mask = mask.scatter(1, order[:, :count], True)
+    return (mask if threshold is None else mask & (flat > threshold)).view(defect.shape)
 
 
 def check_ratio(ratio: float) -> None:
     if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
         raise ValueError(f"expected mask_ratio in (0, 1], the share of the picture to resample, got {ratio!r}")
+
+
+def check_threshold(threshold: float | None) -> None:
+    if threshold is not None and (not isinstance(threshold, (int, float)) or not threshold >= 0):
+        raise ValueError(
+            f"expected mask_threshold None or a number from 0 up, what a defect map has to exceed, got {threshold!r}"
+        )

@@ -48,6 +48,7 @@ class LoTTS:
         num_candidates: int = 3,
         num_refinements: int = 2,
         mask_ratio: float = 0.5,
+        mask_threshold: float | None = None,
         noise_step: int | None = None,
         background: str = "replay",
         global_steps: int = 2,
@@ -75,6 +76,8 @@ class LoTTS:
             num_candidates: seeds (the paper's 3), each a whole picture.
             num_refinements: localised refinements of each candidate (the paper's k = 2).
             mask_ratio: share of the picture resampled, in (0, 1] (the paper's r = 0.5).
+            mask_threshold: resample only cells whose defect map is above it, ``mask_ratio`` at most; a candidate without any is
+                not refined. Means most where the map is a chance, as that of ``source="verifier"``.
             noise_step: step t0, counted from pure noise, where a refinement starts; default: half of the steps.
             guidance_scale, true_cfg_scale, negative_prompt: as the pipeline itself takes them; default: its own default.
             background, global_steps, dilate, soft_ring, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
@@ -92,7 +95,7 @@ class LoTTS:
         arguments = {k: v for k, v in locals().items() if k != "self"}
         request = Request.build(self.backbone, self.verifier, self.source, **arguments)
         candidates, heatmaps = self.candidates(request)
-        masks = quality_mask(heatmaps["P"], mask_ratio)
+        masks = quality_mask(heatmaps["P"], mask_ratio, mask_threshold)
         refined = request.refine(candidates, masks)
         images = request.pictures([candidate.result for candidate in candidates])
         return request.verified(request.pool("candidate", images, candidates, heatmaps, masks, refined))

@@ -30,6 +30,7 @@ def repair(
     source: str | MapSource = "attention",
     num_refinements: int = 4,
     mask_ratio: float = 0.5,
+    mask_threshold: float | None = None,
     noise_step: int | None = None,
     background: str = "fixed",
     global_steps: int = 2,
@@ -85,6 +86,7 @@ def repair(
         num_candidates=1,
         num_refinements=num_refinements,
         mask_ratio=mask_ratio,
+        mask_threshold=mask_threshold,
         noise_step=noise_step,
         background=background,
         global_steps=global_steps,
@@ -112,7 +114,7 @@ def repair(
     heatmaps: Heatmaps = {}
     if region is None:
         heatmaps = _localise(request, latents)
-        region = quality_mask(heatmaps["P"], mask_ratio)
+        region = quality_mask(heatmaps["P"], mask_ratio, mask_threshold)
     masks = region.to(latents.device)
     refined = request.refine([original], masks)
     return request.verified(request.pool("original", [picture], [original], heatmaps, masks, refined))

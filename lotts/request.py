@@ -11,7 +11,7 @@ import torch
 
 from lotts.backbones import Backbone, Conditioning
 from lotts.cost import Cost
-from lotts.localize import check_ratio
+from lotts.localize import check_ratio, check_threshold
 from lotts.meter import Meter
 from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index
 from lotts.paste import paste
@@ -57,6 +57,7 @@ class Request:
         num_candidates: int,
         num_refinements: int = 0,
         mask_ratio: float = 0.5,
+        mask_threshold: float | None = None,
         noise_step: int | None = None,
         num_inference_steps: int,
         guidance_scale: float | None,
@@ -82,6 +83,7 @@ class Request:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"expected {name} to be a whole number from {least} up, got {value!r}")
         check_ratio(mask_ratio)
+        check_threshold(mask_threshold)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"expected output_type to be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
         config = ResampleConfig(num_inference_steps // 2 if noise_step is None else noise_step, **resample)
@@ -101,6 +103,7 @@ class Request:
             "num_candidates": num_candidates,
             "num_refinements": num_refinements,
             "mask_ratio": mask_ratio,
+            "mask_threshold": mask_threshold,
             "noise_step": config.noise_step,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
@@ -187,8 +190,9 @@ class Request:
         return hook
 
     def refine(self, candidates: Sequence[Trajectory], masks: torch.Tensor) -> list[tuple[int, int, Trajectory]]:
-        """Consistency maintenance: (parent, refinement, trajectory) for the k refinements of every candidate."""
-        jobs = [(parent, k) for parent in range(len(candidates)) for k in range(self.num_refinements)]
+        """Consistency maintenance: (parent, refinement, trajectory) for the k refinements of every candidate with a mask."""
+        wrong = masks.flatten(1).any(1).tolist()
+        jobs = [(parent, k) for parent in range(len(candidates)) if wrong[parent] for k in range(self.num_refinements)]
         out: list[tuple[int, int, Trajectory]] = []
         for batch in self.batches(jobs):
             parents = [parent for parent, _ in batch]

@@ -23,6 +23,14 @@ def add_method(parser: argparse.ArgumentParser, *, refinements: int, background:
     add(parser, "--mask-ratio", float, 0.5, "R", "share of the picture to resample, in (0, 1]")
     add(
         parser,
+        "--mask-threshold",
+        float,
+        None,
+        "P",
+        "resample only what the defect map puts above P; goes well with --source verifier, whose map is a chance",
+    )
+    add(
+        parser,
         "--noise-step",
         int,
         None,

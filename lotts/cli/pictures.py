@@ -95,6 +95,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, A
         "source": args.source,
         "num_refinements": args.refinements,
         "mask_ratio": args.mask_ratio,
+        "mask_threshold": args.mask_threshold,
         "noise_step": args.noise_step,
         "background": args.background,
         "global_steps": args.global_steps,

@@ -84,9 +84,14 @@ def settings_in_words(output: LoTTSOutput) -> list[str]:
     words = []
     if firsts[0].kind != "original":
         words.append(_count(len(firsts), "candidate"))
-    words.append(_count(refined // len(firsts), "refinement") + (" each" if len(firsts) > 1 else ""))
+    each, rest = divmod(refined, len(firsts))
+    if rest:
+        words.append(_count(refined, "refinement") + " in all")
+    else:
+        words.append(_count(each, "refinement") + (" each" if len(firsts) > 1 else ""))
     if refined and "mask_ratio" in s and any(sample.heatmaps for sample in firsts):
-        words.append(f"the weakest {s['mask_ratio']:.0%} resampled")
+        above = "" if s.get("mask_threshold") is None else f" where above {s['mask_threshold']:g}"
+        words.append(f"the weakest {s['mask_ratio']:.0%}{above} resampled")
     if refined and "noise_step" in s:
         words.append(f"from step {s['noise_step']} of {s['num_inference_steps']}")
     scales = {"guidance": s.get("guidance_scale", 1.0), "true CFG": s.get("true_cfg_scale", 1.0)}

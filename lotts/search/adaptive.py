@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import erf, exp, pi, sqrt
 from statistics import fmean, pstdev
 
-from lotts.localize import check_ratio
+from lotts.localize import check_ratio, check_threshold
 from lotts.output import LoTTSOutput
 from lotts.resample_config import ResampleConfig
 from lotts.search.independent import resample_config
@@ -19,6 +19,7 @@ def lotts_chain(
     *,
     num_candidates: int = 3,
     mask_ratio: float = 0.5,
+    mask_threshold: float | None = None,
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
@@ -28,16 +29,24 @@ def lotts_chain(
 ) -> LoTTSOutput:
     """Draw ``num_candidates`` pictures; from then on refine the best so far, where it is weakest, and keep what is better.
 
+    ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in the best picture, another one is drawn.
     ``background``, ``global_steps``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
     steps, sparsity = pool.request.steps, (sparse, refresh_every, sparse_offload)
     config = resample_config(steps, noise_step, background, global_steps, *sparsity)
     check_ratio(mask_ratio)
+    check_threshold(mask_threshold)
     pool.candidates(num_candidates)
-    while pool.refine([pool.best], pool.mask(pool.best, mask_ratio), config):
-        pass
+    drawn = [pool.best]
+    while drawn:
+        mask = pool.mask(pool.best, mask_ratio, mask_threshold)
+        drawn = pool.refine([pool.best], mask, config) if mask.any() else pool.candidates(1)
     return pool.output(
-        method="lotts_chain", num_candidates=num_candidates, mask_ratio=mask_ratio, noise_step=config.noise_step
+        method="lotts_chain",
+        num_candidates=num_candidates,
+        mask_ratio=mask_ratio,
+        mask_threshold=mask_threshold,
+        noise_step=config.noise_step,
     )
 
 
@@ -74,6 +83,7 @@ def lotts_adaptive(
     *,
     num_candidates: int = 2,
     mask_ratios: Sequence[float] = (0.25, 0.5),
+    mask_threshold: float | None = None,
     noise_shares: Sequence[float] = (0.4, 0.6, 0.8),
     background: str = "replay",
     global_steps: int = 2,
@@ -92,6 +102,7 @@ def lotts_adaptive(
     no action is expected to bring ``least_gain``.
 
     Args:
+        mask_threshold: see ``lotts.LoTTS``; a leader in which nothing is above it is not refined.
         noise_shares: where refinements may start, as shares of the steps counted from pure noise.
         background, global_steps, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
     """
@@ -106,6 +117,7 @@ def lotts_adaptive(
     ]
     for ratio in mask_ratios:
         check_ratio(ratio)
+    check_threshold(mask_threshold)
     if num_candidates < 1 or not settings:
         raise ValueError("expected num_candidates from 1, and at least one mask ratio and one noise share")
     pool.candidates(num_candidates)
@@ -113,7 +125,8 @@ def lotts_adaptive(
     pictures = Gains(fmean(pool.scores), spread, seen=pool.scores)
     changes = [Gains(0.0, 0.5 * spread) for _ in settings]
     while True:
-        value, action = max(_actions(pool, settings, pictures, changes), key=lambda pair: pair[0], default=(0.0, None))
+        actions = _actions(pool, settings, mask_threshold, pictures, changes)
+        value, action = max(actions, key=lambda pair: pair[0], default=(0.0, None))
         if action is None or value <= least_gain:
             break
         if action == NEW:
@@ -121,9 +134,9 @@ def lotts_adaptive(
             continue
         parent, chosen = action
         ratio, config = settings[chosen]
-        (index,) = pool.refine([parent], pool.mask(parent, ratio), config)
+        (index,) = pool.refine([parent], pool.mask(parent, ratio, mask_threshold), config)
         changes[chosen].seen.append(pool.drawn[index].score - pool.drawn[parent].score)
-    return pool.output(method="lotts_adaptive", num_candidates=num_candidates)
+    return pool.output(method="lotts_adaptive", num_candidates=num_candidates, mask_threshold=mask_threshold)
 
 
 #: The action of drawing another picture, beside (parent, setting) pairs.
@@ -131,7 +144,11 @@ NEW = (-1, -1)
 
 
 def _actions(
-    pool: Pool, settings: list[tuple[float, ResampleConfig]], pictures: Gains, changes: list[Gains]
+    pool: Pool,
+    settings: list[tuple[float, ResampleConfig]],
+    threshold: float | None,
+    pictures: Gains,
+    changes: list[Gains],
 ) -> list[tuple[float, tuple[int, int]]]:
     """(expected improvement for a network row, action) of everything that still fits in the budget."""
     steps, best = pool.request.steps, max(pool.scores)
@@ -139,6 +156,7 @@ def _actions(
     if pool.affords(steps):
         found.append((expected_improvement(*pictures.belief(), best) / pool.rows(steps), NEW))
     leaders = sorted(range(len(pool)), key=lambda i: (-pool.drawn[i].score, i))[:2]
+    leaders = [leader for leader in leaders if pool.mask(leader, 1.0, threshold).any()]
     for chosen, (_, config) in enumerate(settings):
         left, localise = steps - config.noise_step, config.sparse == "dense"
         if not pool.affords(left, localise):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lotts.localize import check_ratio
+from lotts.localize import check_ratio, check_threshold
 from lotts.output import LoTTSOutput
 from lotts.resample_config import ResampleConfig
 from lotts.search.pool import Pool
@@ -16,6 +16,7 @@ def lotts(
     num_refinements: int = 2,
     num_candidates: int | None = None,
     mask_ratio: float = 0.5,
+    mask_threshold: float | None = None,
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
@@ -26,11 +27,13 @@ def lotts(
     """``num_candidates`` pictures and ``num_refinements`` of each (the paper's 3 and 2 make its N = 9).
 
     ``num_candidates``: by default as many as the budget gives refinements to. What is left of it goes to more refinements.
+    ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in any picture, another one is drawn.
     ``background``, ``global_steps``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
     steps = pool.request.steps
     config = resample_config(steps, noise_step, background, global_steps, sparse, refresh_every, sparse_offload)
     check_ratio(mask_ratio)
+    check_threshold(mask_threshold)
     if num_refinements < 1:
         raise ValueError(f"expected num_refinements from 1, got {num_refinements}: without any it is best_of_n")
     if num_candidates is None:
@@ -38,11 +41,23 @@ def lotts(
     parents = pool.candidates(num_candidates)
     while True:
         # One refinement of each in turn, so that a budget that ends early leaves all alike.
-        masks = torch.cat([pool.mask(parent, mask_ratio) for parent in parents])
-        if len(pool.refine(parents, masks, config, localise=False)) < len(parents):
+        masks = [pool.mask(parent, mask_ratio, mask_threshold) for parent in parents]
+        wrong = [i for i, mask in enumerate(masks) if mask.any()]
+        if not wrong:
+            drawn = pool.candidates(1)
+            parents += drawn
+        else:
+            drawn = pool.refine(
+                [parents[i] for i in wrong], torch.cat([masks[i] for i in wrong]), config, localise=False
+            )
+        if len(drawn) < max(1, len(wrong)):
             break
     return pool.output(
-        method="lotts", num_refinements=num_refinements, mask_ratio=mask_ratio, noise_step=config.noise_step
+        method="lotts",
+        num_refinements=num_refinements,
+        mask_ratio=mask_ratio,
+        mask_threshold=mask_threshold,
+        noise_step=config.noise_step,
     )
 
 

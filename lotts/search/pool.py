@@ -151,12 +151,12 @@ class Pool:
             out += self._keep("refinement", done, chosen, numbers, maps, list(grown))
         return out
 
-    def mask(self, index: int, ratio: float) -> torch.Tensor:
-        """The weakest ``ratio`` of a sample by its defect map, bool [1, h, w]."""
+    def mask(self, index: int, ratio: float, threshold: float | None = None) -> torch.Tensor:
+        """The weakest ``ratio`` of a sample by its defect map, above ``threshold`` alone; bool [1, h, w]."""
         maps = self.drawn[index].maps
         if maps is None:
             raise RuntimeError(f"sample {index} was not localised")
-        return quality_mask(maps["P"][None], ratio)
+        return quality_mask(maps["P"][None], ratio, threshold)
 
     def seed(self, number: int) -> int:
         """The seed of a candidate, by its number."""

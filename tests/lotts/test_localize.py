@@ -20,6 +20,20 @@ def test_masks_have_equal_area_and_hold_the_highest_cells(seed, ratio, height, w
             assert values[chosen].min() >= values[~chosen].max()
 
 
+@given(seed=st.integers(0, 10_000), ratio=st.floats(0.001, 1.0), threshold=st.floats(0, 1.2))
+def test_a_threshold_leaves_out_what_is_not_above_it(seed, ratio, threshold):
+    maps = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(seed))
+    mask = quality_mask(maps, ratio, threshold)
+    assert torch.equal(mask, quality_mask(maps, ratio) & (maps > threshold))
+    assert threshold < 1 or not mask.any()
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan"), "half"])
+def test_a_threshold_is_a_number_from_0_up(threshold):
+    with pytest.raises(ValueError, match="mask_threshold"):
+        quality_mask(torch.zeros(1, 4, 4), 0.5, threshold)
+
+
 def test_ties_go_to_the_earlier_cell():
     mask = quality_mask(torch.zeros(1, 2, 4), 0.5)
     assert mask.flatten().tolist() == [True] * 4 + [False] * 4

@@ -57,6 +57,14 @@ def test_a_report_says_what_guided(scales, said):
     assert [words for words in settings_in_words(output) if "guidance" in words or "CFG" in words] == said
 
 
+def test_a_report_says_which_cells_were_resampled_and_of_how_many_candidates():
+    output = fake_output(3, 2)
+    assert {"2 refinements each", "the weakest 50% resampled"} <= set(settings_in_words(output))
+    output.settings["mask_threshold"] = 0.5
+    output.samples = [s for s in output.samples if s.parent != 1]
+    assert {"4 refinements in all", "the weakest 50% where above 0.5 resampled"} <= set(settings_in_words(output))
+
+
 def test_a_report_of_a_repair_is_drawn():
     assert draw_report(fake_output(1, 2, repaired=True)).width > 0
 

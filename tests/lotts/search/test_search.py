@@ -97,6 +97,13 @@ def test_a_chain_refines_the_best_so_far(tiny_pipe):
     assert len(set(numbers)) == len(numbers)  # each refinement of one parent is another
 
 
+@pytest.mark.parametrize("method", ["lotts", "lotts_chain", "lotts_adaptive"])
+def test_where_nothing_is_above_the_threshold_pictures_are_drawn(tiny_pipe, method):
+    out = found(tiny_pipe, method, "nfe=60", mask_threshold=2.0)
+    assert scores(out) == scores(found(tiny_pipe, "best_of_n", "nfe=60"))
+    assert {sample.kind for sample in out.samples} == {"candidate"}
+
+
 def test_refinements_of_refinements_keep_the_rest_of_their_parent(tiny_pipe):
     dark = lambda images, prompts: [-float(np.asarray(i)[:8].mean()) for i in images]  # noqa: E731
     out = run(
@@ -157,6 +164,7 @@ def test_errors_come_first(tiny_pipe, monkeypatch):
         ({"method": "best_of_n", "budget": "nfe=11"}, r"one picture at least \(12 network rows\), got nfe=11"),
         ({"method": "particle", "potential": "sum"}, "expected potential to be one of diff"),
         ({"method": "lotts", "mask_ratio": 0.0}, "mask_ratio"),
+        ({"method": "lotts_chain", "mask_threshold": -1.0}, "mask_threshold"),
         ({"method": "zero_order", "distance": 0.0}, "distance in"),
     ):
         with pytest.raises(ValueError, match=message):
