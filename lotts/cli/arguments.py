@@ -29,6 +29,7 @@ def add_method(parser: argparse.ArgumentParser, *, refinements: int, background:
         "P",
         "resample only what the defect map puts above P; goes well with --source verifier, whose map is a chance",
     )
+    add(parser, "--dilate", int, 0, "N", "grow the mask by so many latent cells")
     add(
         parser,
         "--noise-step",

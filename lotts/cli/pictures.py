@@ -96,6 +96,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, A
         "num_refinements": args.refinements,
         "mask_ratio": args.mask_ratio,
         "mask_threshold": args.mask_threshold,
+        "dilate": args.dilate,
         "noise_step": args.noise_step,
         "background": args.background,
         "global_steps": args.global_steps,

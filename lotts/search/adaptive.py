@@ -23,6 +23,7 @@ def lotts_chain(
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
+    dilate: int = 0,
     sparse: str = "dense",
     refresh_every: int | None = None,
     sparse_offload: bool = False,
@@ -30,10 +31,10 @@ def lotts_chain(
     """Draw ``num_candidates`` pictures; from then on refine the best so far, where it is weakest, and keep what is better.
 
     ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in the best picture, another one is drawn.
-    ``background``, ``global_steps``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
+    ``background``, ``global_steps``, ``dilate``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
-    steps, sparsity = pool.request.steps, (sparse, refresh_every, sparse_offload)
-    config = resample_config(steps, noise_step, background, global_steps, *sparsity)
+    steps, rest = pool.request.steps, (background, global_steps, dilate, sparse, refresh_every, sparse_offload)
+    config = resample_config(steps, noise_step, *rest)
     check_ratio(mask_ratio)
     check_threshold(mask_threshold)
     pool.candidates(num_candidates)
@@ -87,6 +88,7 @@ def lotts_adaptive(
     noise_shares: Sequence[float] = (0.4, 0.6, 0.8),
     background: str = "replay",
     global_steps: int = 2,
+    dilate: int = 0,
     least_gain: float = 0.0,
     sparse: str = "dense",
     refresh_every: int | None = None,
@@ -104,14 +106,11 @@ def lotts_adaptive(
     Args:
         mask_threshold: see ``lotts.LoTTS``; a leader in which nothing is above it is not refined.
         noise_shares: where refinements may start, as shares of the steps counted from pure noise.
-        background, global_steps, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
+        background, global_steps, dilate, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
     """
-    steps, sparsity = pool.request.steps, (sparse, refresh_every, sparse_offload)
+    steps, rest = pool.request.steps, (background, global_steps, dilate, sparse, refresh_every, sparse_offload)
     settings = [
-        (
-            ratio,
-            resample_config(steps, min(int(share * steps), steps - global_steps), background, global_steps, *sparsity),
-        )
+        (ratio, resample_config(steps, min(int(share * steps), steps - global_steps), *rest))
         for ratio in mask_ratios
         for share in noise_shares
     ]

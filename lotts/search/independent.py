@@ -20,6 +20,7 @@ def lotts(
     noise_step: int | None = None,
     background: str = "replay",
     global_steps: int = 2,
+    dilate: int = 0,
     sparse: str = "dense",
     refresh_every: int | None = None,
     sparse_offload: bool = False,
@@ -28,10 +29,10 @@ def lotts(
 
     ``num_candidates``: by default as many as the budget gives refinements to. What is left of it goes to more refinements.
     ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in any picture, another one is drawn.
-    ``background``, ``global_steps``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
+    ``background``, ``global_steps``, ``dilate``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
     steps = pool.request.steps
-    config = resample_config(steps, noise_step, background, global_steps, sparse, refresh_every, sparse_offload)
+    config = resample_config(steps, noise_step, background, global_steps, dilate, sparse, refresh_every, sparse_offload)
     check_ratio(mask_ratio)
     check_threshold(mask_threshold)
     if num_refinements < 1:
@@ -66,6 +67,7 @@ def resample_config(
     noise_step: int | None,
     background: str,
     global_steps: int,
+    dilate: int,
     sparse: str,
     refresh_every: int | None,
     sparse_offload: bool,
@@ -75,6 +77,7 @@ def resample_config(
         steps // 2 if noise_step is None else noise_step,
         global_steps,
         background,
+        dilate,
         sparse=sparse,
         refresh_every=refresh_every,
         sparse_offload=sparse_offload,

@@ -56,6 +56,8 @@ def test_a_picture_is_repaired(ready, tmp_path, capsys):
     [
         (["generate", "  "], "expected a prompt"),
         (["generate", "a cat", "--mask-ratio", "2"], "mask_ratio"),
+        (["generate", "a cat", "--mask-threshold", "-1"], "mask_threshold"),
+        (["generate", "a cat", "--dilate", "-1"], "dilate"),
         (["generate", "a cat", "--noise-step", "9"], "noise_step"),
         (["generate", "a cat", "--background", "none"], "background"),
         (["generate", "a cat", "--source", "guess"], "map source"),
