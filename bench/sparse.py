@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.pipelines import MODELS, Model, free_bytes, moved, needed_bytes, randomised
+from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised
 from bench.record import environment, write_json
 from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
 from bench.unet_step import sampled

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import pipelines
-from bench.pipelines import MODELS, Model, _flux, _flux_inputs, _unet, _unet_inputs
+from bench.pipeline_models import MODELS, Model, _flux, _flux_inputs, _unet, _unet_inputs
 from lotts.capture.joint import TEXT_IMAGE
 
 TINY_UNET = Model(
