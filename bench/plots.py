@@ -12,7 +12,17 @@ RESULTS, IMAGES = Path("bench/results"), Path("docs/images")
 #: A mask has the colour of its own in every figure.
 MASKS = dict(
     zip(
-        ("attention", "prediction", "true defects", "foreground", "random", "whole", "verifier", "verifier, a fifth"),
+        (
+            "attention",
+            "prediction",
+            "true defects",
+            "foreground",
+            "random",
+            "whole",
+            "verifier",
+            "verifier, a fifth",
+            "verifier, where sure",
+        ),
         COLOURS,
         strict=False,
     )

@@ -1,10 +1,10 @@
 """What a refinement changes, by mask and noise step: ``python -m bench.refinement --prompts 512``.
 
 For each held-out prompt one candidate is drawn and refined once under every mask (the method's from attention, the
-prediction source's, the verifier's on half and on a fifth of the picture, the true defects, the foreground, a random one,
-the whole picture) from three noise steps, all with the same injected noise. The pictures are kept, a file a prompt, so an
-interrupted run resumes, and a new verifier can judge them again in minutes. The verifier and the exact checker judge each
-against its candidate; a JSON holds the summary with standard errors.
+prediction source's, the verifier's on half and on a fifth of the picture and where it is sure that something is wrong, the
+true defects, the foreground, a random one, the whole picture) from three noise steps, all with the same injected noise. The
+pictures are kept, a file a prompt, so an interrupted run resumes, and a new verifier can judge them again in minutes. The
+verifier and the exact checker judge each against its candidate; a JSON holds the summary with standard errors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lotts.verifier_source import VerifierSource
 
 STEPS, GUIDANCE, SIZE = 20, 3.0, (16, 16)
 NOISE_STEPS = (4, 8, 12)
-RATIO, SMALL_RATIO = 0.5, 0.2
+RATIO, SMALL_RATIO, SURE = 0.5, 0.2, 0.5
 BANDS = {"all": (2, 16), "2-4": (2, 4), "5-8": (5, 8), "9-12": (9, 12), "13-16": (13, 16)}
 
 
@@ -63,6 +63,7 @@ def _draw(text: str, seed: int, model: str) -> tuple[dict[str, float], np.ndarra
         "prediction": quality_mask(prediction, RATIO),
         "verifier": quality_mask(verifier, RATIO),
         "verifier, a fifth": quality_mask(verifier, SMALL_RATIO),
+        "verifier, where sure": grow(quality_mask(verifier, RATIO, SURE), 1),
         "true defects": grow(torch.from_numpy(cells(verdict.defects))[None], 1),
         "foreground": torch.from_numpy(cells(verdict.foreground | verdict.defects))[None],
         "random": quality_mask(smooth(noise), RATIO),
