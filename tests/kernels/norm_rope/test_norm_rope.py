@@ -131,7 +131,7 @@ def test_results_repeat_bit_for_bit_whatever_the_block_size(arguments, config):
     from lotts.kernels.norm_rope.parts import Norm
     from lotts.kernels.norm_rope.triton import launch
 
-    tensors, given = arguments()
+    tensors, given = arguments(rows=2, count=19)
     out = torch.empty_like(tensors[0])
     places, *norm = given.values()
     launch(*tensors, places, Norm(*norm), out, config)
