@@ -90,8 +90,9 @@ def settings_in_words(output: LoTTSOutput) -> list[str]:
     else:
         words.append(_count(each, "refinement") + (" each" if len(firsts) > 1 else ""))
     if refined and "mask_ratio" in s and any(sample.heatmaps for sample in firsts):
-        above = "" if s.get("mask_threshold") is None else f" where above {s['mask_threshold']:g}"
-        words.append(f"the weakest {s['mask_ratio']:.0%}{above} resampled")
+        ratio, threshold = f"{s['mask_ratio']:.0%}", s.get("mask_threshold")
+        limited = f"resampled where P is above {threshold}, {ratio} at most"
+        words.append(f"the weakest {ratio} resampled" if threshold is None else limited)
     if refined and "noise_step" in s:
         words.append(f"from step {s['noise_step']} of {s['num_inference_steps']}")
     scales = {"guidance": s.get("guidance_scale", 1.0), "true CFG": s.get("true_cfg_scale", 1.0)}
@@ -253,7 +254,12 @@ class Grid:
                 panel = heat_over(picture, values) if name == "P" else heat(values, picture.size)
                 place(section, panel, (self._x(column), y))
         if sample.mask is not None:
-            place(section, outlined(picture, sample.mask), (self._x(1 + len(self.maps)), y))
+            # A refinement's own mask is the candidate's after dilation.
+            children = [self.output.samples[index] for index in refined]
+            mask = next(
+                (child.mask for child in children if child.parent == first and child.mask is not None), sample.mask
+            )
+            place(section, outlined(picture, mask), (self._x(1 + len(self.maps)), y))
         for i, index in enumerate(refined):
             at = self._x(self.before_refinements + i % PER_LINE), y + i // PER_LINE * (self.panel[1] + CAPTION)
             self._sample(section, at, index)

@@ -42,15 +42,13 @@ def lotts(
     parents = pool.candidates(num_candidates)
     while True:
         # One refinement of each in turn, so that a budget that ends early leaves all alike.
-        masks = [pool.mask(parent, mask_ratio, mask_threshold) for parent in parents]
-        wrong = [i for i, mask in enumerate(masks) if mask.any()]
+        masks = {parent: pool.mask(parent, mask_ratio, mask_threshold) for parent in parents}
+        wrong = [parent for parent in parents if masks[parent].any()]
         if not wrong:
             drawn = pool.candidates(1)
             parents += drawn
         else:
-            drawn = pool.refine(
-                [parents[i] for i in wrong], torch.cat([masks[i] for i in wrong]), config, localise=False
-            )
+            drawn = pool.refine(wrong, torch.cat([masks[parent] for parent in wrong]), config, localise=False)
         if len(drawn) < max(1, len(wrong)):
             break
     return pool.output(

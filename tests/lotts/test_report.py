@@ -62,7 +62,17 @@ def test_a_report_says_which_cells_were_resampled_and_of_how_many_candidates():
     assert {"2 refinements each", "the weakest 50% resampled"} <= set(settings_in_words(output))
     output.settings["mask_threshold"] = 0.5
     output.samples = [s for s in output.samples if s.parent != 1]
-    assert {"4 refinements in all", "the weakest 50% where above 0.5 resampled"} <= set(settings_in_words(output))
+    assert {"4 refinements in all", "resampled where P is above 0.5, 50% at most"} <= set(settings_in_words(output))
+
+
+def test_a_report_shows_the_mask_that_was_resampled(monkeypatch):
+    output, shown = fake_output(2, 1), []
+    grown = torch.ones_like(output.samples[0].mask)
+    output.samples[2].mask = grown  # of the first candidate
+    monkeypatch.setattr("lotts.report.page.outlined", lambda picture, mask, **_: shown.append(mask) or picture)
+    draw_report(output)
+    assert any(mask is grown for mask in shown)
+    assert not any(mask is output.samples[0].mask for mask in shown)
 
 
 def test_a_report_of_a_repair_is_drawn():
