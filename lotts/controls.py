@@ -22,7 +22,7 @@ class ControlSource:
     name: str
     text_encodes = 0
 
-    def rows(self, steps: int) -> int:
+    def rows(self, backbone: Backbone, steps: int) -> int:
         return 0
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> ControlWatch:

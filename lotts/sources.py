@@ -44,14 +44,14 @@ class MapSource(Protocol):
     """Anything that finds defects: ``watch`` starts to observe B samples of one prompt on latents of ``size``.
 
     ``seeds`` tells them apart, one each, whatever batch they are in. ``text`` is what one of them is conditioned on, its
-    guidance included. ``rows`` tells the network rows that it will spend on one sample beyond the sample's own,
+    guidance included. ``rows`` tells the network rows that it will spend on one sample of ``backbone`` beyond the sample's own,
     ``text_encodes`` the texts that a watch encodes.
     """
 
     name: str
     text_encodes: int
 
-    def rows(self, steps: int) -> int: ...
+    def rows(self, backbone: Backbone, steps: int) -> int: ...
 
     def watch(
         self,
@@ -68,7 +68,7 @@ class AttentionSource:
     """The paper's source: cross-attention under the quality prompts, propagated by self-attention.
 
     Args:
-        config: which steps and layers, and how maps become one.
+        config: which steps and layers, and how maps become one; None: what the model's family takes (``lotts.supported()``).
         contrast: how the quality prompts get their maps. "probes": beside the prompt in the same forward, at no extra
             network row; as keys of their own in a U-Net, as tokens that ride along in a transformer. "batch": each as a
             row of its own, two more for every candidate and step in which cross-attention is read; the quality
@@ -80,14 +80,15 @@ class AttentionSource:
     def __init__(self, config: LocalizeConfig | None = None, *, contrast: str = "probes") -> None:
         if contrast not in ("probes", "batch"):
             raise ValueError(f"expected contrast 'probes' or 'batch', got {contrast!r}")
-        self.config, self.contrast = config or LocalizeConfig(), contrast
+        self.config, self.contrast = config, contrast
 
-    def rows(self, steps: int) -> int:
-        return 2 * len(self.config.step_range("cross_steps", steps)) if self.contrast == "batch" else 0
+    def rows(self, backbone: Backbone, steps: int) -> int:
+        config = self.config or backbone.localize
+        return 2 * len(config.step_range("cross_steps", steps)) if self.contrast == "batch" else 0
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> AttentionWatch:
         kind = AttentionWatch if self.contrast == "probes" else BatchAttentionWatch
-        return kind(self.config, backbone, prompt, len(seeds), size, steps, text)
+        return kind(self.config or backbone.localize, backbone, prompt, len(seeds), size, steps, text)
 
 
 class AttentionWatch:
@@ -234,24 +235,25 @@ class PredictionSource:
     """How far the model's predictions under the two quality prompts lie apart: two extra rows a level and candidate.
 
     Args:
-        levels: shares of the sampler's steps, counted from pure noise, at which the candidate is looked at.
+        levels: shares of the sampler's steps, counted from pure noise, at which the candidate is looked at; None: what the
+            model's family takes (``lotts.supported()``).
     """
 
     name, text_encodes = "prediction", 2
 
-    def __init__(self, levels: tuple[float, ...] = (0.8,)) -> None:
-        if not levels or not all(0 <= level < 1 for level in levels):
+    def __init__(self, levels: tuple[float, ...] | None = None) -> None:
+        if levels is not None and not (levels and all(0 <= level < 1 for level in levels)):
             raise ValueError(f"expected levels as shares of the steps in [0, 1), got {levels}")
         self.levels = levels
 
-    def rows(self, steps: int) -> int:
-        return 2 * len(self._steps(steps))
+    def rows(self, backbone: Backbone, steps: int) -> int:
+        return 2 * len(self._steps(backbone, steps))
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> PredictionWatch:
-        return PredictionWatch(backbone, prompt, len(seeds), self._steps(steps), text)
+        return PredictionWatch(backbone, prompt, len(seeds), self._steps(backbone, steps), text)
 
-    def _steps(self, steps: int) -> list[int]:
-        return sorted({int(level * steps) for level in self.levels})
+    def _steps(self, backbone: Backbone, steps: int) -> list[int]:
+        return sorted({int(level * steps) for level in self.levels or backbone.prediction_levels})
 
 
 class PredictionWatch(LateWatch):

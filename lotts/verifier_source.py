@@ -35,7 +35,7 @@ class VerifierSource:
             )
         self.verifier = verifier
 
-    def rows(self, steps: int) -> int:
+    def rows(self, backbone: Backbone, steps: int) -> int:
         return 0
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> VerifierWatch:

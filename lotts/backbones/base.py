@@ -15,6 +15,7 @@ from lotts.backbones import schedulers
 from lotts.backbones.conditioning import Conditioning, Embedding
 from lotts.backbones.schedulers import LinearUpdate
 from lotts.capture.tokens import content_weights, word_weights
+from lotts.localize import LocalizeConfig
 
 
 def is_diffusers(thing: Any, class_name: str) -> bool:
@@ -37,6 +38,10 @@ class Backbone(ABC):
     order: ClassVar[str | None] = None
     #: Whether classifier-free guidance doubles the batch, unconditional rows first; else each prompt has its own pass.
     doubles_rows: ClassVar[bool] = True
+
+    #: What the map sources "attention" and "prediction" take where they are not told (docs/localization.md).
+    localize: ClassVar[LocalizeConfig] = LocalizeConfig()
+    prediction_levels: ClassVar[tuple[float, ...]] = (0.8,)
 
     #: What a user should know of the family.
     notes: ClassVar[tuple[str, ...]] = ()

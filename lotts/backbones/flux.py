@@ -20,6 +20,7 @@ class Flux(Backbone):
     pipeline_class = "FluxPipeline"
     schedulers = FLOW_MATCHING
     order = TEXT_IMAGE
+    prediction_levels = (0.35,)
     notes = (
         "guidance_scale is the guidance that FLUX.1 dev takes as an input; true_cfg_scale adds classifier-free guidance",
     )

@@ -17,6 +17,7 @@ class StableDiffusion3(Backbone):
     pipeline_class = "StableDiffusion3Pipeline"
     schedulers = FLOW_MATCHING
     order = IMAGE_TEXT
+    prediction_levels = (0.35,)  # FLUX's, the nearest relative that was measured
     notes = ("no skip-layer guidance",)
 
     #: Tokens of T5, as the pipeline takes when it is called without ``max_sequence_length``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from lotts import models, search
+from lotts.backbones import family_of
 from lotts.compare.judges import load_metric
 from lotts.compare.records import (
     failure_of,
@@ -21,8 +23,7 @@ from lotts.compare.records import (
     write_metrics,
     write_record,
 )
-from lotts.compare.study import Item, Study
-from lotts.localize import LocalizeConfig
+from lotts.compare.study import Item, Study, Variant
 from lotts.manifest import environment
 from lotts.sources import AttentionSource, MapSource
 from lotts.threads import cpu_threads
@@ -87,11 +88,16 @@ class Runner:
             "method": variant.method,
             "budget": item.budget,
             "verifier": self.verifier,
-            "source": _source(variant.source, variant.localize),
+            "source": self._source(variant),
             "generator": torch.Generator().manual_seed(item.first_seed),
             **self.study.settings,
             **variant.options,
         }
+
+    def _source(self, variant: Variant) -> str | MapSource:
+        if not variant.localize:
+            return variant.source
+        return AttentionSource(dataclasses.replace(family_of(self.pipe).localize, **variant.localize))
 
     def _judge(self, item: Item, record: dict[str, Any]) -> None:
         """Ask the metrics that have not been asked of every picture that the item led with."""
@@ -133,7 +139,3 @@ def versions_of(model: str, verifier: str) -> dict[str, Any]:
             whole.update(path.read_bytes())
         digest = whole.hexdigest()[:16]
     return {"model": digest, "verifier": getattr(load(verifier), "version", None)}
-
-
-def _source(name: str, localize: dict[str, Any]) -> str | MapSource:
-    return AttentionSource(LocalizeConfig(**localize)) if localize else name

@@ -67,7 +67,8 @@ class Pool:
 
     @functools.cached_property
     def _localization_rows(self) -> int:
-        return self.request.source.rows(self.request.steps) if self.localise else 0
+        request = self.request
+        return request.source.rows(request.backbone, request.steps) if self.localise else 0
 
     def affords(self, steps: int, localise: bool = True) -> int:
         """How many more samples of so many steps fit in the budget."""

@@ -1,5 +1,7 @@
 """Facts about every family's pipeline, on tiny ones of the true classes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -138,6 +140,26 @@ def test_sources_that_cost_rows_say_how_many(pipe_of, name, source):
     assert quality_mask(out.samples[0].heatmaps["P"][None], 0.25).float().mean() == 0.25
 
 
+@pytest.mark.parametrize(("name", "step"), [("sd", 16), ("sdxl", 16), ("sd3", 7), ("flux-dev", 7)])
+def test_sources_look_where_the_family_says_unless_they_are_told(pipe_of, name, step):
+    backbone, text, sample = candidate(pipe_of(name))
+    size, asked = tuple(sample.result.shape[-2:]), []
+
+    def latents_at(index):
+        asked.append(index)
+        return sample.result[None]
+
+    for source in (lotts.PredictionSource(), lotts.PredictionSource((0.5, 0.1))):
+        backbone.restart(20, 0, size)
+        with torch.no_grad():
+            source.watch(backbone, "a red cat", [0], size, 20, text).maps(latents_at)
+    assert asked == [step, 2, 10]
+    narrow = lotts.LocalizeConfig(cross_steps=(0.5, 0.6))
+    backbone.localize = dataclasses.replace(backbone.localize, cross_steps=(0.4, 0.8))
+    assert lotts.AttentionSource(contrast="batch").rows(backbone, 20) == 16
+    assert lotts.AttentionSource(narrow, contrast="batch").rows(backbone, 20) == 4
+
+
 def test_dpm_solver_restarts_and_forgets_its_history(pipe_of):
     from diffusers import DPMSolverMultistepScheduler
 
@@ -202,6 +224,7 @@ def test_supported_names_every_family_and_its_schedulers():
     assert list(entries) == list(FAMILIES)
     assert "forgets its history" in str(entries["StableDiffusionXLPipeline"])
     assert entries["FluxPipeline"].schedulers == ("FlowMatchEulerDiscreteScheduler",)
+    assert "prediction maps: at 35% of the steps" in str(entries["FluxPipeline"])
 
 
 def test_guidance_defaults_are_the_pipelines_own(pipe_of):
