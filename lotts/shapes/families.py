@@ -120,7 +120,7 @@ class FluxFamily(Family):
 
     GROUNDING = 0.1
 
-    images = 32_000
+    images = 68_000
     batch_size = 8
     recipe: ClassVar[dict[str, float]] = {"learning_rate": 1e-3, "warmup": 4_000, "ema": 0.9995}
     small_images = 30_000

@@ -194,6 +194,34 @@ def _stray(image: np.ndarray, objects: np.ndarray, rng: np.random.Generator) -> 
     return None
 
 
+def mirror(picture: Picture) -> Picture:
+    """The same picture seen in a mirror, its caption with it; as it is where that is a scene kept from training.
+
+    Every shape is its own mirror image, and the checker tells left from right by the caption alone: labels stay what they were.
+    """
+    scene, order = picture.scene, list(range(len(picture.scene.items)))
+    if scene.kind == "rows":
+        ends = np.cumsum(scene.rows).tolist()
+        order = [i for end, length in zip(ends, scene.rows, strict=True) for i in reversed(range(end - length, end))]
+    elif scene.kind == "free":  # named from left to right
+        order.reverse()
+    turned = {"left": "right", "right": "left"}
+    items = tuple(scene.items[i] for i in order)
+    mirrored = replace(scene, items=items, relations=tuple(turned.get(r, r) for r in scene.relations))
+    if mirrored.held_out():
+        return picture
+    placed = [None if (spot := picture.placed[i]) is None else replace(spot, x=SIDE - spot.x) for i in order]
+    return replace(
+        picture,
+        image=picture.image[:, ::-1],
+        scene=mirrored,
+        right=picture.right[order],
+        seen=picture.seen[order],
+        placed=placed,
+        cells=picture.cells.reshape(3, GRID, GRID)[..., ::-1].reshape(3, -1),
+    )
+
+
 def misquote(picture: Picture, rng: np.random.Generator) -> Picture:
     """The same picture under a caption that is wrong about one to three objects that it shows right.
 

@@ -15,7 +15,7 @@ from torch import nn
 from lotts.shapes import reward
 from lotts.shapes.loop import Recipe, Worker, averaged, fit
 from lotts.shapes.reward import Answers, RewardModel, to_input
-from lotts.shapes.reward_data import IGNORE, Picture, misquote, sample_picture, wear
+from lotts.shapes.reward_data import IGNORE, Picture, mirror, misquote, sample_picture, wear
 from lotts.shapes.reward_queries import Queries
 from lotts.shapes.reward_samples import samples
 from lotts.shapes.scenes import MAX_OBJECTS
@@ -85,8 +85,8 @@ def _class_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 class RewardLoss(nn.Module):
     """Labelled pictures, made as training goes, and the loss on them.
 
-    Pictures wait in a pool and each is used about ``REUSE`` times under a fresh caption, drawings under fresh wear; where an
-    autoencoder is given, a share of the drawings goes through it first, and where generated samples are given, a share
+    Pictures wait in a pool and each is used about ``REUSE`` times, half of them mirrored, under a fresh caption, drawings under
+    fresh wear; where an autoencoder is given, a share of the drawings goes through it first, and where generated samples are given, a share
     of the pictures comes from those.
     """
 
@@ -113,6 +113,7 @@ class RewardLoss(nn.Module):
     def forward(self, rng: np.random.Generator, noise: torch.Generator):
         self.refill(rng, -(-self.batch // self.REUSE) if len(self.pool) >= self.batch * 8 else self.batch * 8)
         chosen = [self.pool[int(i)] for i in rng.choice(len(self.pool), self.batch, replace=False)]
+        chosen = [mirror(p) if rng.random() < 0.5 else p for p in chosen]
         chosen = [misquote(p, rng) if rng.random() < MISQUOTED else p for p in chosen]
         batch = Batch.of([wear(p, rng) for p in chosen], self.device)
         answers = self.model(batch.pictures, batch.queries)

@@ -9,7 +9,7 @@ import torch
 from lotts.shapes.draw import draw
 from lotts.shapes.loop import Recipe, Worker, fit
 from lotts.shapes.reward import RewardConfig, RewardModel, load, save, score
-from lotts.shapes.reward_data import IGNORE, misquote, sample_picture, wear
+from lotts.shapes.reward_data import IGNORE, mirror, misquote, sample_picture, wear
 from lotts.shapes.reward_queries import Queries
 from lotts.shapes.reward_samples import judged, samples
 from lotts.shapes.scenes import MAX_OBJECTS, Item, Scene, caption, sample_scene
@@ -65,6 +65,32 @@ def test_spearman_by_hand():
 
 
 # --- labels
+
+
+@pytest.mark.parametrize("kind", ["rows", "relation", "free"])
+def test_the_checker_says_of_a_mirrored_picture_what_its_labels_say(kind):
+    rng, seen = np.random.default_rng(3), 0
+    while seen < 3:
+        scene = sample_scene(rng, 3)
+        picture = judged(draw(scene, rng, damaged=bool(seen % 2)).image, caption(scene, rng))
+        if scene.kind != kind or len(set(scene.items)) < 3 or (mirrored := mirror(picture)) is picture:
+            continue  # of two alike either may stand for either
+        again = judged(mirrored.image, caption(mirrored.scene, rng))
+        np.testing.assert_array_equal(again.right, mirrored.right)
+        np.testing.assert_array_equal(again.seen, mirrored.seen)
+        assert (again.cells[2] != mirrored.cells[2]).mean() < 0.01  # cells that pixels at a rim decide
+        for spot, expected in zip(again.placed, mirrored.placed, strict=True):
+            assert abs(spot.x - expected.x) < 1 and abs(spot.y - expected.y) < 1
+        back = mirror(mirrored)
+        assert back.scene == picture.scene and np.array_equal(back.image, picture.image)
+        seen += 1
+
+
+def test_no_picture_becomes_one_of_a_scene_kept_from_training():
+    rng = np.random.default_rng(0)
+    made = [sample_picture(rng) for _ in range(60)]
+    assert not any(mirror(picture).scene.held_out() for picture in made)
+    assert 0 < sum(mirror(picture) is picture for picture in made) < 15
 
 
 def test_a_misquoted_caption_is_wrong_exactly_where_it_changed():
