@@ -70,11 +70,16 @@ class Region:
         own = torch.tensor(self.own, device=fresh.device)
         places = torch.arange(start, start + fresh.shape[1], device=fresh.device)
         mine = (places < own[:, None]).repeat(fresh.shape[0] // len(self.own), 1)
-        return torch.where(mine[(..., *[None] * (fresh.ndim - 2))], fresh, stored)
+        return torch.where(_as_wide(mine, fresh), fresh, stored)
 
     def _index(self, values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         groups = values.shape[0] // order.shape[0]
-        return order.repeat(groups, 1)[(..., *[None] * (values.ndim - 2))]
+        return _as_wide(order.repeat(groups, 1), values)
+
+
+def _as_wide(rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """``rows`` [B, n] with an axis of one for each further axis of ``values`` [B, m, ...]."""
+    return rows.view(*rows.shape, *[1] * (values.ndim - 2))
 
 
 def tile(tokens: int) -> int:
