@@ -80,9 +80,11 @@ def test_the_checker_says_of_a_mirrored_picture_what_its_labels_say(kind):
         np.testing.assert_array_equal(again.seen, mirrored.seen)
         assert (again.cells[2] != mirrored.cells[2]).mean() < 0.01  # cells that pixels at a rim decide
         for spot, expected in zip(again.placed, mirrored.placed, strict=True):
-            assert abs(spot.x - expected.x) < 1 and abs(spot.y - expected.y) < 1
+            assert abs(spot.x - expected.x) < 1
+            assert abs(spot.y - expected.y) < 1
         back = mirror(mirrored)
-        assert back.scene == picture.scene and np.array_equal(back.image, picture.image)
+        assert back.scene == picture.scene
+        assert np.array_equal(back.image, picture.image)
         seen += 1
 
 
