@@ -23,7 +23,7 @@ from lotts.shapes.scenes import MAX_OBJECTS
 VAE = Path(__file__).parent / "weights" / "sd" / "vae"
 # Shares of captions, of drawings, and of all pictures where samples are given.
 MISQUOTED, DECODED, GENERATED = 0.45, 0.25, 0.6
-VERIFIER_IMAGES = 140_000
+VERIFIER_IMAGES = 180_000
 # Weights in the loss: what objects and cells show, and the answers of early layers.
 _SEEN, _CELLS, _EARLY = 0.3, 0.5, 0.3
 
