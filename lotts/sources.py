@@ -68,7 +68,7 @@ class AttentionSource:
     """The paper's source: cross-attention under the quality prompts, propagated by self-attention.
 
     Args:
-        config: which steps and layers, and how maps become one; None: what the model's family takes (``lotts.supported()``).
+        config: which steps and layers, and how maps become one; None: what the model's family takes.
         contrast: how the quality prompts get their maps. "probes": beside the prompt in the same forward, at no extra
             network row; as keys of their own in a U-Net, as tokens that ride along in a transformer. "batch": each as a
             row of its own, two more for every candidate and step in which cross-attention is read; the quality
@@ -235,8 +235,7 @@ class PredictionSource:
     """How far the model's predictions under the two quality prompts lie apart: two extra rows a level and candidate.
 
     Args:
-        levels: shares of the sampler's steps, counted from pure noise, at which the candidate is looked at; None: what the
-            model's family takes (``lotts.supported()``).
+        levels: shares of the steps, from pure noise, at which the candidate is looked at; None: what the model's family takes.
     """
 
     name, text_encodes = "prediction", 2

@@ -132,6 +132,7 @@ def _best_panels(output: LoTTSOutput, side: int) -> list[tuple[str, str, Image.I
         if best.mask is not None:
             refined = any(sample.parent is not None for sample in output.samples)
             note = "no refinement scored higher" if refined else "what a refinement resamples"
+            note = note if best.mask.any() else "nothing here to resample"
             panels.append(("mask", note, outlined(after, best.mask), None))
         return panels
     parent = output.samples[best.parent]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lotts.manifest import png_bytes
 from lotts.report import draw_report, save_output
-from lotts.report.page import number, settings_in_words
+from lotts.report.page import _best_panels, number, settings_in_words
 from lotts.report.pictures import difference, fit, heat, outlined
 from lotts.report.style import ACCENT, font, rounded_mask, wrap
 
@@ -73,6 +73,15 @@ def test_a_report_shows_the_mask_that_was_resampled(monkeypatch):
     draw_report(output)
     assert any(mask is grown for mask in shown)
     assert not any(mask is output.samples[0].mask for mask in shown)
+
+
+def test_a_report_says_that_the_best_picture_had_nothing_to_resample():
+    output = fake_output(2, 1)
+    best = output.samples[0]
+    output.best = 0
+    assert "no refinement scored higher" in {note for _, note, _, _ in _best_panels(output, 64)}
+    best.mask = torch.zeros_like(best.mask)
+    assert "nothing here to resample" in {note for _, note, _, _ in _best_panels(output, 64)}
 
 
 def test_a_report_of_a_repair_is_drawn():
