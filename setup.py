@@ -21,6 +21,7 @@ PLOTS = ["matplotlib>=3.8"]
 PYTEST = ["pytest>=8", "pytest-xdist>=3.6"]
 TEST = [
     *METRICS,
+    *OCR,
     *PLOTS,
     *PYTEST,
     "hypothesis>=6.100",

@@ -9,6 +9,7 @@ Aliased Resizing and Surprising Subtleties in GAN Evaluation", CVPR 2022), so an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -69,12 +70,12 @@ class ShapesFeatures:
     """
 
     name = "shapes"
-    version = f"shapes-{reward.VERSION}"
     size: tuple[int, int] | None = (SIDE, SIDE)
     resize = "pil-bilinear"
 
     def __init__(self, folder: Path = reward.FOLDER) -> None:
         model = reward.load(folder)
+        self.version = reward.version(folder)
         self.encoder, self.dim = model.encoder, model.config.widths[-1]
 
     @torch.no_grad()
@@ -124,6 +125,8 @@ class InceptionFeatures:
             ) from error
         self.resize = resize
         self.version = version("torch-fidelity")
+        if weights is not None:
+            self.version += f" {hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:8]}"
         path = None if weights is None else str(weights)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)
         self.network, self.device = network.to(device), torch.device(device)

@@ -8,6 +8,7 @@ rest of the picture: no extra object, no stray paint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,8 +167,9 @@ def load(folder: Path = FOLDER) -> RewardModel:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the files are of another version of the model.
+        ValueError: the files are of another version of the model, or the tensors are not its own.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     for name in ("config.json", "model.safetensors"):
@@ -179,8 +181,21 @@ def load(folder: Path = FOLDER) -> RewardModel:
     if (version := config.pop("version", None)) != VERSION:
         raise ValueError(f"expected version {VERSION} of the reward model in {folder}, got {version}")
     model = RewardModel(RewardConfig(tuple(config["widths"]), config["layers"], config["heads"]))
-    model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    try:
+        model.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"expected {len(model.state_dict())} tensors of the reward model in {folder / 'model.safetensors'}, got: "
+            f"{reason[:300]}; python -m lotts.shapes.train verifier makes them"
+        ) from error
     return model.eval()
+
+
+def version(folder: Path = FOLDER) -> str:
+    """Which model and weights: their digest tells retrained ones apart."""
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return f"shapes-{VERSION} {digest[:8]}"
 
 
 class _Encoder(nn.Module):

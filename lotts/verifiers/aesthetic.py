@@ -15,7 +15,10 @@ from lotts.verifiers.pixels import Pixels, PixelVerifier
 
 #: The authors' sac+logos+ava1-l14-linearMSE.pth; the hub has it under this name.
 CHECKPOINT = Checkpoint(
-    "trl-lib/ddpo-aesthetic-predictor", "cf4bd10345610935a80a5d3be9a3133c50f121e4", "aesthetic-model.pth"
+    "trl-lib/ddpo-aesthetic-predictor",
+    "cf4bd10345610935a80a5d3be9a3133c50f121e4",
+    "aesthetic-model.pth",
+    "layers.0.weight",
 )
 
 
@@ -47,7 +50,7 @@ class AestheticVerifier(PixelVerifier):
     ) -> None:
         super().__init__(dtype)
         path = CHECKPOINT.path(location, revision)
-        self.tower = shared_tower(clipscore.CHECKPOINT, clipscore.CHECKPOINT, clip, None, self.dtype)
+        self.tower = shared_tower(clipscore.CHECKPOINT, clipscore.TOKENIZER, clip, None, self.dtype)
         self.version = describe(CHECKPOINT, location, revision)
         self.head = RewardHead(self.tower.model.config.projection_dim).eval()
         fill(self.head, read_state(path, CHECKPOINT), path, CHECKPOINT)

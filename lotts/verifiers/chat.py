@@ -107,6 +107,9 @@ class ChatEndpoint:
                     raise ChatFailed(f"an answer of more than {_LARGEST_ANSWER} bytes")
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the answer took more than {self.timeout} s")
+            announced = response.headers.get("Content-Length") or ""
+            if announced.isdigit() and size < int(announced):
+                raise ConnectionError(f"the answer broke off after {size} of {announced} bytes")
             return b"".join(parts)
 
     def _reason(self, error: urllib.error.HTTPError) -> str:

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 State = dict[str, torch.Tensor]
 
@@ -23,14 +24,21 @@ class Checkpoint:
         repository: hub id "owner/name".
         revision: commit, branch or tag; the verifiers pin a commit.
         file: inside the repository; empty: the repository as a whole, in the layout of ``save_pretrained``.
+        key: a tensor that the weights hold, so that messages can tell what is looked for.
     """
 
     repository: str
     revision: str | None
     file: str = ""
+    key: str = ""
 
     def __str__(self) -> str:
         return self.repository if self.revision is None else f"{self.repository}@{self.revision[:12]}"
+
+    @property
+    def content(self) -> str:
+        """What is in it, for messages."""
+        return f" with tensors such as {self.key}" if self.key else ""
 
     @property
     def command(self) -> str:
@@ -53,10 +61,10 @@ class Checkpoint:
         text = str(location)
         if isinstance(location, Path) or text.count("/") != 1 or text.startswith((".", "/", "~")):
             raise FileNotFoundError(
-                f"expected a file, a folder or a hub id owner/name, got {text}, which does not exist; "
+                f"expected a file, a folder or a hub id owner/name{self.content}, got {text}, which does not exist; "
                 f"get the weights with {self.command}"
             )
-        return Checkpoint(text, revision, self.file)
+        return replace(self, repository=text, revision=revision)
 
     def path(self, location: str | Path | None = None, revision: str | None = None) -> Path:
         """The file on this machine, downloaded if it has to be.
@@ -68,7 +76,7 @@ class Checkpoint:
         if isinstance(place, Path):
             found = place / self.file if place.is_dir() else place
             if not found.is_file():
-                raise FileNotFoundError(f"no {self.file} in {place}; get it with {self.command}")
+                raise FileNotFoundError(f"no {self.file}{self.content} in {place}; get it with {self.command}")
             return found
         return Path(place._reached(lambda: _download(place)))
 
@@ -79,14 +87,28 @@ class Checkpoint:
             return self._reached(lambda: load(place, **options))
         return place._reached(lambda: load(place.repository, revision=place.revision, **options))
 
+    def model(self, kind: Any, location: str | Path | None, revision: str | None, **options) -> Any:
+        """A ``kind`` of transformers' models whose every tensor is the location's; from_pretrained makes up what is missing.
+
+        Raises:
+            FileNotFoundError: as ``path`` says.
+            ValueError: a tensor is missing or of another shape; the message names the place, such keys and how to get them.
+        """
+        strict = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded, found = self.pretrained(kind.from_pretrained, location, revision, **strict, **options)
+        place = self.at(location, revision)
+        _complain(place, self, list(loaded.state_dict()), list(found["missing_keys"]), list(found["mismatched_keys"]))
+        _warn_of_more(place, list(found["unexpected_keys"]))
+        return loaded
+
     def _reached(self, get: Callable[[], Any]) -> Any:
         try:
             return get()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             what = f"{self.file} of {self.repository}" if self.file else self.repository
             raise FileNotFoundError(
-                f"could not load {what} at revision {self.revision} ({reason}); get it with {self.command}, "
+                f"could not load {what} at revision {self.revision}{self.content} ({reason}); get it with {self.command}, "
                 "then give that folder as the verifier's location"
             ) from error
 
@@ -128,7 +150,7 @@ def read_state(path: Path, checkpoint: Checkpoint) -> State:
             held: Any = load_file(path)
         else:
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"expected tensors by name in {path}, got {reason}; get it with {checkpoint.command}"
@@ -164,21 +186,37 @@ def fill(module: torch.nn.Module, state: State, path: Path, checkpoint: Checkpoi
     """
     wanted = module.state_dict()
     back = [(ours, theirs) for theirs, ours in names]
-    missing = [key for key in wanted if key not in state]
-    shapes = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    if missing or shapes:
-        first = next(iter(wanted))
-        if missing:
-            wrong = f"lacks {len(missing)} of them, such as {', '.join(renamed(key, back) for key in missing[:3])}"
-        else:
-            key = shapes[0]
-            wrong = f"has {len(shapes)} of another shape: {renamed(key, back)} is {list(state[key].shape)}, not {list(wanted[key].shape)}"
-        raise ValueError(
-            f"expected a checkpoint of {checkpoint.repository} with {len(wanted)} tensors such as {renamed(first, back)}, "
-            f"got {path}, which {wrong}; get it with {checkpoint.command}"
-        )
-    if extra := [key for key in state if key not in wanted]:
-        warnings.warn(
-            f"{path} has {len(extra)} tensors that are not used, such as {', '.join(extra[:3])}", stacklevel=2
-        )
+    missing = [renamed(key, back) for key in wanted if key not in state]
+    shapes = [
+        (renamed(key, back), state[key].shape, wanted[key].shape)
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    _complain(path, checkpoint, [renamed(key, back) for key in wanted], missing, shapes)
+    _warn_of_more(path, [key for key in state if key not in wanted])
     module.load_state_dict({key: state[key] for key in wanted})
+
+
+def _complain(
+    place: object, checkpoint: Checkpoint, wanted: list[str], missing: list[str], shapes: list[tuple[str, Any, Any]]
+) -> None:
+    """ValueError where tensors are missing or, as (key, shape, expected shape), of another shape."""
+    if not missing and not shapes:
+        return
+    if missing:
+        wrong = f"lacks {len(missing)} of them, such as {', '.join(sorted(missing)[:3])}"
+    else:
+        key, got, expected = shapes[0]
+        wrong = f"has {len(shapes)} of another shape: {key} is {list(got)}, not {list(expected)}"
+    raise ValueError(
+        f"expected a checkpoint of {checkpoint.repository} with {len(wanted)} tensors such as {wanted[0]}, "
+        f"got {place}, which {wrong}; get it with {checkpoint.command}"
+    )
+
+
+def _warn_of_more(place: object, extra: list[str]) -> None:
+    # Old releases of transformers saved the range of positions.
+    if extra := [key for key in extra if not key.endswith("position_ids")]:
+        warnings.warn(
+            f"{place} has {len(extra)} tensors that are not used, such as {', '.join(extra[:3])}", stacklevel=3
+        )

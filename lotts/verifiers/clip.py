@@ -137,7 +137,7 @@ def shared_tower(
     place = model.at(location, revision)
     key = (str(place.resolve() if isinstance(place, Path) else place), dtype)
     if (tower := _shared.get(key)) is None:
-        loaded = model.pretrained(CLIPModel.from_pretrained, location, revision, dtype=dtype)
+        loaded = model.model(CLIPModel, location, revision, dtype=dtype)
         words = clip_tokenizer(tokenizer, place, loaded.config.text_config.vocab_size)
         tower = _shared[key] = ClipTower(loaded, words)
     return tower
@@ -185,6 +185,7 @@ class PretrainedClipVerifier(ClipVerifier):
 
     Raises:
         FileNotFoundError: the weights or the tokenizer cannot be had; the message says how to get them.
+        ValueError: the weights are not those of such a CLIP.
     """
 
     checkpoint: Checkpoint

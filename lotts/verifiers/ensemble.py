@@ -43,7 +43,7 @@ class Ensemble:
             plays no part. "zscore": distance from the set's mean in standard deviations; 0 where a member scores all alike.
 
     Raises:
-        ValueError: fewer members, two of the same name, or no such method.
+        ValueError: fewer members, two of the same name, one that has a score for pictures it could not judge, or no such method.
     """
 
     higher_is_better = True
@@ -60,6 +60,12 @@ class Ensemble:
         names = [member.name for member in members]
         if len(set(names)) < len(names):
             raise ValueError(f"expected different verifiers in an ensemble, got {', '.join(names)}: use a weight")
+        for member in members:
+            if getattr(member.judge, "on_failure", "raise") != "raise":
+                raise ValueError(
+                    f"expected {member.name} with on_failure='raise' in an ensemble, got {member.judge.on_failure!r}: "  # type: ignore[attr-defined]
+                    "the others would lift a picture that it could not judge"
+                )
         self.members, self.method = list(members), method
         told = ",".join(f"{member.name}:{member.weight:g}" for member in members)
         self.name = f"{method}({told})"

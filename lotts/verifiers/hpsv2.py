@@ -16,8 +16,8 @@ from lotts.verifiers.pickscore import TOKENIZER
 from lotts.verifiers.pixels import Pixels
 
 CHECKPOINTS = {
-    "2.0": Checkpoint("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a", "HPS_v2_compressed.pt"),
-    "2.1": Checkpoint("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a", "HPS_v2.1_compressed.pt"),
+    release: Checkpoint("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a", file, "visual.class_embedding")
+    for release, file in (("2.0", "HPS_v2_compressed.pt"), ("2.1", "HPS_v2.1_compressed.pt"))
 }
 
 

@@ -18,7 +18,9 @@ from lotts.verifiers.checkpoints import Checkpoint, State, check_vocabulary, des
 from lotts.verifiers.heads import RewardHead
 from lotts.verifiers.pixels import Pixels, PixelVerifier
 
-CHECKPOINT = Checkpoint("THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72", "ImageReward.pt")
+CHECKPOINT = Checkpoint(
+    "THUDM/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72", "ImageReward.pt", "blip.visual_encoder.cls_token"
+)
 TOKENIZER = Checkpoint("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
 #: Tokens of a prompt, padded or cut to it.
 LENGTH = 35

@@ -7,7 +7,11 @@ import torch
 from lotts.verifiers.checkpoints import Checkpoint
 from lotts.verifiers.clip import PretrainedClipVerifier
 
-CHECKPOINT = Checkpoint("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
+CHECKPOINT = Checkpoint(
+    "yuvalkirstain/PickScore_v1",
+    "a4e4367c6dfa7288a00c550414478f865b875800",
+    key="vision_model.embeddings.class_embedding",
+)
 TOKENIZER = Checkpoint("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c")
 
 

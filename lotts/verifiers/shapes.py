@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ class ShapesVerifier(Verifier):
 
     Raises:
         FileNotFoundError: the weights are missing.
+        ValueError: they are another model's.
     """
 
     name = "shapes"
@@ -41,8 +41,7 @@ class ShapesVerifier(Verifier):
     def __init__(self, folder: str | Path = reward.FOLDER) -> None:
         super().__init__()
         self.model = reward.load(Path(folder))
-        digest = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
-        self.version = f"shapes-{reward.VERSION} {digest[:8]}"
+        self.version = reward.version(Path(folder))
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError, with examples of the grammar, for a prompt outside it."""

@@ -63,8 +63,8 @@ class VLMJudge(Verifier):
             errors, not in ``version``, not in manifests.
         on_failure: what becomes of a picture that got no valid score after all retries. "raise" (default): ``Unjudged`` names it;
             nothing is decided on an incomplete comparison. "lowest": it gets -1, below every judgement, with a warning,
-            so that one lost answer does not lose a long run; when no picture of a call was judged, it raises all the same.
-            Means over a set should not use "lowest".
+            so that one lost answer does not lose a long run; when no picture of a prompt was judged, it raises all the same.
+            Means over a set should not use "lowest", and an ensemble refuses it: the other members would lift such a picture.
         instructions: the system message.
         max_side: pictures are shrunk to this many pixels on the longer side.
         structured: ask for the answer by JSON schema. Turn it off for an endpoint that rejects ``response_format``.
@@ -106,6 +106,7 @@ class VLMJudge(Verifier):
             raise ValueError(f"expected options other than {', '.join(_OURS)}, got {', '.join(sorted(taken))}")
         self.on_failure, self.instructions, self.max_side = on_failure, instructions, max_side
         self.structured = structured
+        self._reasons: list[str] = []  # why the pictures of this call that got no score got none, in their order
         key = api_key or os.environ.get(KEY) or None
         self.endpoint = ChatEndpoint(_given(url, "url", ADDRESS), key, timeout, retries, backoff)
         asked = hashlib.sha256(json.dumps([instructions, max_side, self.options], sort_keys=True).encode())
@@ -132,15 +133,13 @@ class VLMJudge(Verifier):
         with ThreadPoolExecutor(max(1, len(tensors))) as pool:
             answers = list(pool.map(self._judge, tensors, cache))
         scores = torch.empty(len(answers))
-        for position, (answer, prompt) in enumerate(zip(answers, cache, strict=True)):
+        for position, answer in enumerate(answers):
             if isinstance(answer, float):
                 scores[position] = answer
                 continue
             if self.on_failure == "raise":
                 raise Unjudged(position, answer)
-            warnings.warn(
-                f"vlm gave a picture of {prompt!r} no score ({answer}): it counts as {FAILED:g}", stacklevel=2
-            )
+            self._reasons.append(answer)
             scores[position] = FAILED
         return scores
 
@@ -151,12 +150,19 @@ class VLMJudge(Verifier):
         cache: dict[str, Any] | None = None,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """As ``Verifier.score``; ValueError when no picture at all was judged."""
+        """As ``Verifier.score``; ValueError when of some prompt no picture at all was judged."""
+        self._reasons = []
         scores = super().score(images, prompts, cache, batch_size)
-        if len(scores) and bool((scores == FAILED).all()):
-            raise ValueError(
-                f"vlm judged none of {len(scores)} pictures: see the warnings; there is nothing to pick from"
-            )
+        failed = (scores == FAILED).nonzero().flatten().tolist()
+        for index, reason in zip(failed, self._reasons, strict=True):
+            told = f"vlm gave picture {index} ({prompts[index]!r}) no score ({reason}): it counts as {FAILED:g}"
+            warnings.warn(told, stacklevel=2)
+        for prompt in dict.fromkeys(prompts):
+            mine = [index for index, other in enumerate(prompts) if other == prompt]
+            if set(mine) <= set(failed):
+                raise ValueError(
+                    f"vlm judged none of {len(mine)} pictures of {prompt!r}: see the warnings; there is nothing to pick from"
+                )
         return scores
 
     def _judge(self, picture: torch.Tensor, prompt: str) -> float | str:

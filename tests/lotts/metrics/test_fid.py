@@ -244,6 +244,28 @@ def test_inception_sees_pictures_of_one_size_together_and_in_order(torch_fidelit
     assert resized.network.shapes == [(2, 3, 299, 299)]
 
 
+def test_inception_of_other_weights_is_another_origin(torch_fidelity, tmp_path):
+    versions = []
+    for content in (b"one", b"two"):
+        (tmp_path / "inception.pth").write_bytes(content)
+        versions.append(InceptionFeatures(weights=tmp_path / "inception.pth").version)
+    assert all(version.startswith("0.4.0 ") for version in versions)
+    assert len(set(versions)) == 2
+
+
+def test_features_of_other_weights_do_not_compare(tmp_path):
+    pictures = drawings(3, 0)
+    model = reward.load()
+    moments = []
+    for shift in (0.0, 0.1):
+        model.scene_query.data += shift
+        reward.save(model, tmp_path)
+        moments.append(moments_of(pictures, ShapesFeatures(tmp_path)))
+    assert moments[0].origin.extractor == moments[1].origin.extractor
+    with pytest.raises(ValueError, match="expected both sets in the same features"):
+        fid(*moments)
+
+
 def test_inception_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ImportError, match=r"pip install 'lotts\[fid\]'"):

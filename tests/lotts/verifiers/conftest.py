@@ -1,8 +1,10 @@
 """Folders with tiny random checkpoints in the layouts that users have."""
 
+import numpy as np
 import pytest
 import tiny_judges
 import torch
+from chat_server import KEY, Server
 
 
 @pytest.fixture(scope="session")
@@ -50,12 +52,14 @@ def head_file(tmp_path_factory):
 
 @pytest.fixture
 def verifier_of(reward_folder, hps_folder, clip_folder, head_file, clip_tokenizer):
-    """A function from a name to a tiny verifier of the true architecture."""
+    """A function from a name to a tiny verifier of the true architecture; towers are shared within a test, not beyond."""
+    from lotts.verifiers import clip
     from lotts.verifiers.aesthetic import AestheticVerifier
     from lotts.verifiers.clipscore import ClipScoreVerifier
     from lotts.verifiers.hpsv2 import Hpsv2Verifier
     from lotts.verifiers.imagereward import ImageRewardVerifier
     from lotts.verifiers.pickscore import PickScoreVerifier
+    from lotts.verifiers.shapes import ShapesVerifier
 
     config = tiny_judges.clip_config(clip_tokenizer)
     makers = {
@@ -64,5 +68,34 @@ def verifier_of(reward_folder, hps_folder, clip_folder, head_file, clip_tokenize
         "pickscore": lambda **o: PickScoreVerifier(clip_folder, **o),
         "clipscore": lambda **o: ClipScoreVerifier(clip_folder, **o),
         "aesthetic": lambda **o: AestheticVerifier(head_file, clip=clip_folder, **o),
+        "shapes": ShapesVerifier,  # the real one: it is small
     }
-    return lambda name, **options: makers[name](**options)
+    yield lambda name, **options: makers[name](**options)
+    clip._shared.clear()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A chat endpoint on the loopback, and no endpoint in the environment."""
+    for name in ("LOTTS_VLM_URL", "LOTTS_VLM_MODEL", "LOTTS_VLM_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def judge(server):
+    """A function that makes a judge who asks that endpoint."""
+    from lotts.verifiers.vlm import VLMJudge
+
+    return lambda **options: VLMJudge(
+        server.url, "tiny-vlm", **{"api_key": KEY, "backoff": 0.01, "retries": 2} | options
+    )
+
+
+@pytest.fixture
+def images():
+    """Grey pictures of five levels, for that endpoint."""
+    return [np.full((5, 7, 3), level / 255, np.float32) for level in (51, 255, 0, 102, 153)]

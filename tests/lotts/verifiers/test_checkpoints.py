@@ -1,7 +1,6 @@
 """Weights are found where they are, and whoever has the wrong ones is told which file, which keys and how to get it."""
 
 import shutil
-import warnings
 
 import pytest
 import tiny_judges
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 
 from lotts.verifiers import imagereward
 from lotts.verifiers.aesthetic import AestheticVerifier
-from lotts.verifiers.checkpoints import Checkpoint, read_state, renamed
+from lotts.verifiers.checkpoints import Checkpoint, renamed
 from lotts.verifiers.clipscore import ClipScoreVerifier
 from lotts.verifiers.hpsv2 import Hpsv2Verifier
 from lotts.verifiers.imagereward import ImageRewardVerifier
@@ -64,7 +63,9 @@ def test_another_repository_and_revision(offline, reward_folder):
     verifier = ImageRewardVerifier("someone/reward", revision=revision, config=SIZES)
     assert verifier.version == "someone/reward@0123456789ab"
     assert len(verifier.score(IMAGES, PROMPTS)) == 2
-    with pytest.raises(FileNotFoundError, match=r"ImageReward\.pt of someone/reward at revision v2 .*--revision v2"):
+    with pytest.raises(
+        FileNotFoundError, match=r"ImageReward\.pt of someone/reward at revision v2 with .*--revision v2"
+    ):
         ImageRewardVerifier("someone/reward", revision="v2", config=SIZES)
 
 
@@ -97,30 +98,56 @@ def test_pickscore_and_hpsv2_share_the_tokenizer_of_a_third_repository(offline, 
     assert hps.version == "xswu/HPSv2@697403c78157 (2.1)"
 
 
-@pytest.mark.parametrize(
-    ("make", "file", "command"),
-    [
-        (ImageRewardVerifier, "ImageReward.pt", GET_REWARD),
-        (Hpsv2Verifier, "HPS_v2.1_compressed.pt", "hf download xswu/HPSv2 HPS_v2.1_compressed.pt"),
-        (PickScoreVerifier, "yuvalkirstain/PickScore_v1", "hf download yuvalkirstain/PickScore_v1 --revision"),
-        (ClipScoreVerifier, "openai/clip-vit-large-patch14", "hf download openai/clip-vit-large-patch14 --revision"),
-        (AestheticVerifier, "aesthetic-model.pth", "hf download trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth"),
-    ],
-)
-def test_weights_that_cannot_be_had(offline, tmp_path, make, file, command):
-    with pytest.raises(FileNotFoundError) as nowhere:
-        make()
-    assert file in str(nowhere.value)
-    assert command in str(nowhere.value)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(FileNotFoundError) as lacking:
-        make(empty)
-    assert file in str(lacking.value)
-    assert command in str(lacking.value)
-    with pytest.raises(
-        FileNotFoundError, match="expected a file, a folder or a hub id owner/name, got /nowhere/at/all"
+@pytest.mark.parametrize("name", ["hpsv2", "pickscore", "clipscore", "aesthetic"])
+def test_a_revision_of_another_repository_is_what_it_is_read_at(
+    offline, clip_folder, hps_folder, head_file, verifier_of, name, tmp_path
+):
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    head = tmp_path / "aesthetic-model.pth"
+    shutil.copy(head_file, head)
+    files = {"hpsv2": [*hps_folder.iterdir()], "aesthetic": [head]}.get(name, [*clip_folder.iterdir()])
+    put(offline, "someone/other", revision, files)
+    for repository, pinned in (
+        ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "1c2b8495b28150b8a4922ee1c8edee224c284c0c"),
+        ("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"),
     ):
+        put(offline, repository, pinned, [*clip_folder.iterdir()])
+    make = {
+        "hpsv2": lambda **o: Hpsv2Verifier("someone/other", config=verifier_of("hpsv2").tower.model.config, **o),
+        "pickscore": lambda **o: PickScoreVerifier("someone/other", **o),
+        "clipscore": lambda **o: ClipScoreVerifier("someone/other", **o),
+        "aesthetic": lambda **o: AestheticVerifier("someone/other", **o),
+    }[name]
+    verifier = make(revision=revision)
+    assert verifier.version.startswith("someone/other@0123456789ab")
+    assert torch.equal(verifier.score(IMAGES, PROMPTS), verifier_of(name).score(IMAGES, PROMPTS))
+    with pytest.raises(FileNotFoundError, match=r"of someone/other|load someone/other"):
+        make(revision="v2")
+
+
+CLIP_KEY = "vision_model.embeddings.class_embedding"
+
+
+@pytest.mark.parametrize(
+    ("make", "file", "key", "command"),
+    [
+        (ImageRewardVerifier, "ImageReward.pt", "blip.visual_encoder.cls_token", GET_REWARD),
+        (Hpsv2Verifier, "HPS_v2.1_compressed.pt", "visual.class_embedding", "hf download xswu/HPSv2 HPS_v2.1_compressed.pt"),
+        (PickScoreVerifier, "yuvalkirstain/PickScore_v1", CLIP_KEY, "hf download yuvalkirstain/PickScore_v1 --revision"),
+        (ClipScoreVerifier, "openai/clip-vit-large-patch14", CLIP_KEY, "hf download openai/clip-vit-large-patch14 --revision"),
+        (AestheticVerifier, "aesthetic-model.pth", "layers.0.weight", "hf download trl-lib/ddpo-aesthetic-predictor aesthetic-model.pth"),
+    ],
+)  # fmt: skip
+def test_weights_that_cannot_be_had(offline, tmp_path, make, file, key, command):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "gone")
+    for location in (None, tmp_path / "empty", tmp_path / "elsewhere", "/nowhere/at/all"):
+        with pytest.raises(FileNotFoundError) as lacking:
+            make(location)
+        assert {part: part in str(lacking.value) for part in (file, key, command)} == dict.fromkeys(
+            (file, key, command), True
+        )
+    with pytest.raises(FileNotFoundError, match=r"a file, a folder or a hub id owner/name .* got /nowhere/at/all"):
         make("/nowhere/at/all")
 
 
@@ -133,84 +160,6 @@ def test_an_empty_tokenizer_is_not_taken_for_one(offline, tmp_path, reward_folde
         shutil.copy(clip_folder / name, tmp_path / name)
     with pytest.raises(FileNotFoundError, match="hf download openai/clip-vit-large-patch14"):
         ClipScoreVerifier(tmp_path)
-
-
-def saved(path, state):
-    torch.save(state, path)
-    return tiny_judges.bert_files(path.parent) and path
-
-
-def test_a_missing_tensor_is_named_as_the_checkpoint_names_it(tmp_path):
-    state = tiny_judges.imagereward_state()
-    del state["blip.visual_encoder.blocks.1.attn.qkv.bias"]
-    path = saved(tmp_path / "ImageReward.pt", state)
-    with pytest.raises(ValueError, match=r"lacks 1 of them") as error:
-        ImageRewardVerifier(path, config=SIZES)
-    text = str(error.value)
-    assert str(path) in text
-    assert "such as blip.visual_encoder.blocks.1.attn.qkv.bias" in text
-    assert "tensors such as blip.visual_encoder.cls_token" in text
-    assert GET_REWARD in text
-
-
-def test_a_tensor_of_another_shape_is_named(tmp_path, clip_tokenizer):
-    state = tiny_judges.imagereward_state() | {"mlp.layers.7.weight": torch.zeros(2, 16)}
-    with pytest.raises(ValueError, match=r"1 of another shape: mlp\.layers\.7\.weight is \[2, 16\], not \[1, 16\]"):
-        ImageRewardVerifier(saved(tmp_path / "ImageReward.pt", state), config=SIZES)
-
-
-def test_hpsv2s_own_names_are_told(tmp_path, clip_tokenizer):
-    clip_tokenizer.save_pretrained(tmp_path)
-    state = tiny_judges.open_clip_state(len(clip_tokenizer))
-    del state["visual.transformer.resblocks.0.ln_1.bias"]
-    torch.save({"state_dict": state}, tmp_path / "HPS_v2.1_compressed.pt")
-    with pytest.raises(
-        ValueError, match=r"such as visual\.transformer\.resblocks\.0\.ln_1\.bias.*hf download xswu/HPSv2"
-    ):
-        Hpsv2Verifier(tmp_path, config=tiny_judges.clip_config(clip_tokenizer))
-
-
-def test_tensors_too_many_are_a_warning(tmp_path):
-    state = tiny_judges.imagereward_state() | {"surplus.weight": torch.zeros(1)}
-    with pytest.warns(UserWarning, match=r"has 1 tensors that are not used, such as surplus\.weight"):
-        ImageRewardVerifier(saved(tmp_path / "ImageReward.pt", state), config=SIZES)
-
-
-def test_the_published_layouts_warn_of_nothing(verifier_of):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        verifier_of("imagereward")
-        verifier_of("aesthetic")
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"\x80\x04cos\nsystem\n."])
-def test_a_file_that_is_no_checkpoint(tmp_path, content):
-    path = tmp_path / "ImageReward.pt"
-    path.write_bytes(content)
-    tiny_judges.bert_files(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"expected tensors by name in .*ImageReward\.pt.*hf download THUDM/ImageReward"
-    ):
-        ImageRewardVerifier(path, config=SIZES)
-
-
-def test_a_pickled_object_is_not_run(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "sprung"), "w"))
-
-    path = saved(tmp_path / "ImageReward.pt", {"x": Trap()})
-    with pytest.raises(ValueError, match="expected tensors by name"):
-        ImageRewardVerifier(path, config=SIZES)
-    assert not (tmp_path / "sprung").exists()
-
-
-@pytest.mark.parametrize("held", [[torch.zeros(1)], {"epoch": 3}, {}])
-def test_what_holds_no_tensors_by_name(tmp_path, held):
-    path = saved(tmp_path / "x.pt", held)
-    with pytest.raises(ValueError, match="expected tensors by name"):
-        read_state(path, imagereward.CHECKPOINT)
 
 
 def test_safetensors_are_read_too(tmp_path, reward_folder, verifier_of):

@@ -1,12 +1,14 @@
 """ImageReward's checkpoint becomes BLIP's classes, and the reward is the published one."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import tiny_judges
 import torch
 
 from lotts.verifiers import imagereward
+from lotts.verifiers.checkpoints import renamed
 from lotts.verifiers.imagereward import ImageRewardConfig, ImageRewardModel, ImageRewardVerifier, convert
 
 PROMPTS = ["a red cat", "a blue dog on a sofa. a red cats", "unknown words"]
@@ -20,11 +22,34 @@ def test_every_key_has_a_place():
 
 
 def test_the_published_model_has_620_tensors_out_of_625():
-    full = ImageRewardConfig()
-    small = tiny_judges.REWARD_SIZES
-    kept, all_of_them = len(convert(tiny_judges.imagereward_state())), len(tiny_judges.imagereward_state())
-    vision, text = 12 * (full.vision_layers - small.vision_layers), 26 * (full.text_layers - small.text_layers)
-    assert (kept + vision + text, all_of_them + vision + text) == (620, 625)
+    with torch.device("meta"):
+        full = ImageRewardModel(ImageRewardConfig())
+    assert len(full.state_dict()) == 620
+    back = [(ours, theirs) for theirs, ours in imagereward.NAMES]
+    published = {renamed(key, back) for key in full.state_dict()}
+    assert set(imagereward_state_names()) - published == {
+        "blip.vision_proj.weight", "blip.vision_proj.bias", "blip.text_proj.weight", "blip.text_proj.bias",
+        "blip.text_encoder.embeddings.position_ids",
+    }  # fmt: skip
+    assert full.text.config.vocab_size == 30524
+
+
+def imagereward_state_names():
+    """The 625 names of the published checkpoint, by its sizes."""
+    sizes = replace(tiny_judges.REWARD_SIZES, vision_layers=24, text_layers=12)
+    names = list(tiny_judges.imagereward_state(c=sizes))
+    assert len(names) == 625
+    return names
+
+
+def test_norms_divide_as_the_published_ones_do():
+    """Too little of a difference to show in a tiny model's reward, and enough to change a large one's last digits."""
+    model = ImageRewardModel(tiny_judges.REWARD_SIZES)
+    epsilons = {
+        part: {module.eps for module in getattr(model, part).modules() if isinstance(module, torch.nn.LayerNorm)}
+        for part in ("vision", "text")
+    }
+    assert epsilons == {"vision": {1e-6}, "text": {1e-12}}
 
 
 def test_the_reward_is_the_published_one(verifier_of):

@@ -130,7 +130,7 @@ def sign(*lines, size=(384, 256), font_size=48, colour="black", ground="white"):
 
 @pytest.fixture(scope="module")
 def real():
-    pytest.importorskip("rapidocr_onnxruntime")
+    pytest.importorskip("rapidocr_onnxruntime", exc_type=ImportError)
     return verifiers.load("ocr")
 
 
@@ -151,7 +151,14 @@ def test_wrong_missing_and_absent_text_score_in_that_order(real):
 
 
 def test_real_scores_do_not_depend_on_the_batch(real):
-    signs, prompts = [sign("OPEN", size=(200, 120)), sign("SHUT")], ['"OPEN" or "SHUT"'] * 2
+    signs = [
+        sign("OPEN", size=(200, 120)),
+        sign("SHUT", size=(210, 120)),
+        sign(size=(90, 60)),
+        sign("OPAN", size=(200, 110)),
+    ]
+    prompts = ['"OPEN" or "SHUT"'] * 4
     together = real.score(signs, prompts, batch_size=8)
     floats = [np.asarray(image, np.float32) / 255 for image in signs]
-    assert torch.equal(together, real.score(floats, prompts, batch_size=1))
+    for batch_size in (1, 3):
+        assert torch.equal(together, real.score(floats, prompts, batch_size=batch_size))

@@ -29,7 +29,7 @@ def scenes():
 
 def test_a_score_does_not_depend_on_the_batch(verifier, scenes):
     images, prompts = scenes
-    together = verifier(images, prompts)
+    together = verifier.score(images, prompts, batch_size=4).tolist()
     assert together == [verifier([image], [prompt])[0] for image, prompt in zip(images, prompts, strict=True)]
     assert together[::-1] == verifier(images[::-1], prompts[::-1])
 

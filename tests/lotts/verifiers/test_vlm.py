@@ -1,111 +1,17 @@
 """The judge over HTTP, against a server on the loopback: good answers, bad ones, troubles that pass and that do not."""
 
-import base64
-import io
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import numpy as np
 import pytest
 import torch
+from chat_server import KEY, PROMPTS, SCORES, by_brightness, completion, shown
 from PIL import Image
 
 from lotts import verifiers
 from lotts.cli import main
 from lotts.verifiers.base import Unjudged
-from lotts.verifiers.chat import ChatEndpoint, ChatFailed, EndpointError
+from lotts.verifiers.chat import ChatFailed
+from lotts.verifiers.ensemble import Ensemble, Member
 from lotts.verifiers.vlm import VLMJudge, parse_score
-
-KEY = "sk-very-secret"
-LIMIT = 40  # requests that a server answers before it refuses: a loop that never ends fails instead
-
-
-def completion(content, **choice):
-    return {"choices": [{"message": {"role": "assistant", "content": content}, **choice}]}
-
-
-def shown(body):
-    """The picture in a request."""
-    url = body["messages"][1]["content"][1]["image_url"]["url"]
-    assert url.startswith("data:image/png;base64,")
-    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True)))
-
-
-def by_brightness(body):
-    return completion(json.dumps({"score": round(float(np.asarray(shown(body)).mean()) / 25.5, 3)}))
-
-
-class Server:
-    """Answers each request with the next of ``replies``, and all others by the picture's brightness.
-
-    A reply is (status, body, headers), or a function of the request's body.
-    """
-
-    def __init__(self):
-        self.replies, self.requests, self.released = [], [], threading.Event()
-        lock, server = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    server.requests.append((self.path, dict(self.headers), body))
-                    reply = server.replies.pop(0) if server.replies else by_brightness
-                    if len(server.requests) > LIMIT:
-                        reply = (404, "too many requests", {})
-                status, answer, headers = reply if isinstance(reply, tuple) else (200, reply(body), {})
-                data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(data)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client gave up first
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def silence(self, body):
-        self.released.wait(5)
-        return by_brightness(body)
-
-    def close(self):
-        self.released.set()
-        self.http.shutdown()
-        self.http.server_close()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("LOTTS_VLM_URL", "LOTTS_VLM_MODEL", "LOTTS_VLM_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def judge(server):
-    return lambda **options: VLMJudge(
-        server.url, "tiny-vlm", **{"api_key": KEY, "backoff": 0.01, "retries": 2} | options
-    )
-
-
-@pytest.fixture
-def images():
-    return [np.full((5, 7, 3), level / 255, np.float32) for level in (51, 255, 0, 102, 153)]
-
-
-PROMPTS = ["a cat", 'a sign "OPEN"', "a cat", "a dog", "a dog"]
-SCORES = [2, 10, 0, 4, 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -188,79 +94,31 @@ def test_a_failed_judgement_names_the_picture(server, judge, images):
 
 def test_a_failed_judgement_may_count_as_the_lowest(server, judge, images):
     server.replies = [by_brightness, (400, "content policy", {})]
-    with pytest.warns(UserWarning, match=r"no score \(HTTP 400 .*content policy\): it counts as -1"):
-        scores = judge(on_failure="lowest").score(images, PROMPTS, batch_size=1)
+    prompts = ["a cat"] * 3 + ["a dog"] * 2
+    with pytest.warns(UserWarning, match=r"picture 1 \(.*no score \(HTTP 400 .*content policy\): it counts as -1"):
+        scores = judge(on_failure="lowest").score(images, prompts, batch_size=1)
     assert scores.tolist() == [2, -1, 0, 4, 6]  # below the picture that was judged worst
     server.replies = [(400, "content policy", {})]
     with pytest.warns(UserWarning, match="counts as -1"), pytest.raises(ValueError, match="judged none of 1 pictures"):
         judge(on_failure="lowest").score(images[:1], PROMPTS[:1])
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_passing_troubles_are_retried(server, judge, images, status):
-    server.replies = [(status, "later", {}), (status, "later", {"Retry-After": "0"})]
-    assert judge().score(images[:1], PROMPTS[:1]).tolist() == SCORES[:1]
-    assert len(server.requests) == 3
-    assert server.requests[0][2] == server.requests[2][2]
+def test_each_prompt_needs_a_judged_picture(server, judge, images):
+    server.replies = [(400, "content policy", {})] * 2
+    with (
+        pytest.warns(UserWarning, match="counts as -1") as warned,
+        pytest.raises(ValueError, match="judged none of 2 pictures of 'a cat'"),
+    ):
+        judge(on_failure="lowest").score(images, ["a cat"] * 2 + ["a dog"] * 3, batch_size=1)
+    assert [f"picture {index}" in str(told.message) for index, told in enumerate(warned)] == [True, True]
 
 
-def test_troubles_that_do_not_pass(server, judge, images):
-    server.replies = [(500, "broken", {})] * 3
-    with pytest.raises(Unjudged, match=r"no answer in 3 tries, the last time HTTP 500 .*broken"):
-        judge().score(images[:1], PROMPTS[:1])
-    assert len(server.requests) == 3
-
-
-def test_retry_after_is_waited_for(server, judge, images, monkeypatch):
-    waits = []
-    monkeypatch.setattr("lotts.verifiers.chat.time.sleep", waits.append)
-    server.replies = [(429, "", {"Retry-After": "7"}), (429, "", {"Retry-After": "9999"}), (503, "", {}), (503, "", {})]
-    judge(retries=4, backoff=0.5).score(images[:1], PROMPTS[:1])
-    assert waits == [7, 60, 2, 4]
-
-
-def test_silence_is_a_time_out_and_retried(server, judge, images):
-    server.replies = [server.silence]
-    assert judge(timeout=0.3).score(images[:1], PROMPTS[:1]).tolist() == SCORES[:1]
-    server.replies = [server.silence]
-    with pytest.raises(Unjudged, match=r"1 tries, the last time (TimeoutError|URLError).*timed out"):
-        judge(timeout=0.3, retries=0).score(images[:1], PROMPTS[:1])
-
-
-def test_nobody_there(server, judge, images):
-    deaf = judge(retries=1)
-    server.close()
-    with pytest.raises(Unjudged, match=r"no answer in 2 tries.*refused"):
-        deaf.score(images[:1], PROMPTS[:1])
-
-
-@pytest.mark.parametrize("on_failure", ["raise", "lowest"])
-@pytest.mark.parametrize("status", [401, 403, 404, 307])
-def test_a_wrong_endpoint_is_an_error_of_its_own(server, judge, images, status, on_failure):
-    server.replies = [(status, f"no good: {KEY}", {"Location": server.url + "/elsewhere"})]
-    with pytest.raises(EndpointError, match=rf"{status}.*check the address, the key and the model") as caught:
-        judge(on_failure=on_failure).score(images[:1], PROMPTS[:1])
-    assert len(server.requests) == 1  # neither retried nor redirected
-    assert KEY not in str(caught.value)
-    assert "no good: ***" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ("<html>", "no chat completion"),
-        ({"error": KEY}, "no chat completion"),
-        ({"choices": []}, "no chat completion"),
-        (completion(None, finish_reason="content_filter"), "an answer without text"),
-        (completion('{"score": 1', finish_reason="length"), "cut short: allow more tokens"),
-        ("x" * (1 << 20) + "y", "more than 1048576 bytes"),
-    ],
-)
-def test_answers_of_another_form(server, judge, images, answer, message):
-    server.replies = [(200, answer, {})]
-    with pytest.raises(Unjudged, match=message) as caught:
-        judge().score(images[:1], PROMPTS[:1])
-    assert KEY not in str(caught.value)
+def test_an_ensemble_takes_no_stand_ins(judge):
+    strict, lenient = judge(), judge(on_failure="lowest")
+    other = Member("flat", lambda images, prompts: [0.0] * len(images))
+    assert Ensemble([Member("vlm", strict), other]).name == "rank(vlm:1,flat:1)"
+    with pytest.raises(ValueError, match=r"vlm with on_failure='raise' in an ensemble, got 'lowest'"):
+        Ensemble([Member("vlm", lenient), other])
 
 
 def test_the_key_is_shown_nowhere(judge):
@@ -326,11 +184,6 @@ def test_arguments_are_checked_before_any_request(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         VLMJudge(**{"url": "http://127.0.0.1:9/v1", "model": "tiny-vlm"} | options)
     assert KEY not in str(caught.value)
-
-
-def test_an_unencrypted_key_is_warned_about():
-    with pytest.warns(UserWarning, match=r"goes to example\.com unencrypted"):
-        ChatEndpoint("http://example.com/v1", KEY)
 
 
 def test_wrong_pictures_cost_no_request(server, judge, images):
