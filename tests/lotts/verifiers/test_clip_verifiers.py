@@ -1,5 +1,8 @@
 """open_clip's weights under transformers' names, and the scales of the verifiers that compare picture and prompt."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import tiny_judges
@@ -7,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lotts.verifiers import load
 from lotts.verifiers.clip import from_open_clip
 from lotts.verifiers.hpsv2 import Hpsv2Verifier, clean, vit_h_14
+from lotts.verifiers.pickscore import PickScoreVerifier
 
 PROMPTS = ["a red cat", "a blue dog on a sofa", "a dog"]
 
@@ -167,3 +172,30 @@ def test_a_tower_remembers_no_more_than_it_should(verifier_of, monkeypatch):
     verifier.tower.seen.clear()
     verifier.score(tiny_judges.pictures(5), ["a cat"] * 5)
     assert len(verifier.tower.seen) == 2
+
+
+def test_a_name_takes_a_folder(clip_folder, verifier_of):
+    images = tiny_judges.pictures(2)
+    named = load(f"clipscore={clip_folder}")
+    assert torch.equal(named.score(images, PROMPTS[:2]), verifier_of("clipscore").score(images, PROMPTS[:2]))
+
+
+def test_the_first_release_has_a_name(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "lotts.verifiers.hpsv2.Hpsv2Verifier", lambda location, release: asked.append((location, release))
+    )
+    load("hpsv2.0=folder")
+    assert asked == [("folder", "2.0")]
+
+
+def test_old_configurations_name_another_end_token(verifier_of, clip_folder, tmp_path):
+    """Those of the published weights say 2, which no tokenizer of theirs uses: the highest token is meant."""
+    shutil.copytree(clip_folder, tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    assert config["text_config"]["eos_token_id"] != 2
+    config["text_config"]["eos_token_id"] = 2
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    images = tiny_judges.pictures(3)
+    expected = verifier_of("pickscore").score(images, PROMPTS)
+    assert torch.equal(PickScoreVerifier(tmp_path / "old").score(images, PROMPTS), expected)
