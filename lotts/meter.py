@@ -23,6 +23,7 @@ class Meter:
         self.cost, self.device = cost, device
         self._memory = _DeviceMemory(device) if device.type == "cuda" else _ProcessMemory()
         self._began = time.perf_counter()
+        self._inside = 0.0  # seconds that stages within the present one took
 
     def read(self) -> Cost:
         """Bring ``seconds`` and ``peak_bytes`` up to date."""
@@ -32,16 +33,18 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Charge what runs inside to a stage, until the device is through with it. Stages do not nest."""
+        """Charge what runs inside to a stage, until the device is through with it, but for stages inside of it."""
         if name not in STAGES:
             raise ValueError(f"expected a stage out of {', '.join(STAGES)}, got {name!r}")
-        began = time.perf_counter()
+        began, before, self._inside = time.perf_counter(), self._inside, 0.0
         try:
             yield
         finally:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            self.cost.stages[name] = self.cost.stages.get(name, 0.0) + time.perf_counter() - began
+            took = time.perf_counter() - began
+            self.cost.stages[name] = self.cost.stages.get(name, 0.0) + took - self._inside
+            self._inside = before + took
 
 
 class _DeviceMemory:

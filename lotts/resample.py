@@ -37,6 +37,14 @@ class Trajectory:
         return final
 
 
+@dataclass(frozen=True)
+class Look:
+    """A look at refinements on their way: ``go_on`` sees what ``step`` predicts will become of them [B, C, h, w]."""
+
+    step: int
+    go_on: Callable[[torch.Tensor], bool]
+
+
 Watch = Callable[[int, torch.Tensor], AbstractContextManager[None]]
 OnStep = Callable[[int, torch.Tensor], torch.Tensor | None]
 
@@ -99,11 +107,13 @@ def refine(
     *,
     watch: Watch | None = None,
     on_step: OnStep | None = None,
+    look: Look | None = None,
     cost: Cost | None = None,
 ) -> list[Trajectory]:
     """Resample ``masks`` (bool [B, h, w]) of B candidates, one batch; ``indices[b]`` tells refinements of one candidate apart.
 
-    A row whose mask is empty comes back as it was. ``cost`` is told what sparse steps spared, and which were dense after all.
+    A row whose mask is empty comes back as it was. Nothing comes back when ``look`` says not to go on. ``cost`` is told what
+    sparse steps spared, and which were dense after all.
     """
     n, t0 = num_inference_steps, config.noise_step
     config.check_schedule(n)
@@ -138,6 +148,10 @@ def refine(
         partly = sparse.step(step) if sparse is not None and masked else nullcontext()
         with watch(step, latents) if watch else nullcontext(), partly:
             rows = backbone.predict_rows(latents, step, text)
+        if look is not None and step == look.step:
+            clean = backbone.clean_estimate(latents, text.guide(rows), step)
+            if not look.go_on(torch.where(masks[:, None], clean, behind.x0)):
+                return []
         blend: dict[str, Any] = {}
         if masked:  # masked refinement; afterwards global integration
             inside = change >= 1 - (step + 1 - t0) / (n - t0)

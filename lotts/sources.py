@@ -257,7 +257,7 @@ class PredictionSource:
 
 class PredictionWatch(LateWatch):
     def __init__(self, backbone: Backbone, prompt: str, batch: int, steps: list[int], text: Conditioning) -> None:
-        self.backbone, self.batch, self._steps, self.rows = backbone, batch, steps, 2 * len(steps) * batch
+        self.backbone, self._steps = backbone, steps
         templates = (QUALITY_POSITIVE, QUALITY_NEGATIVE)
         prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
         self.text = Conditioning(Embedding.cat(prompts), embedded_guidance=text.embedded_guidance)
@@ -267,6 +267,7 @@ class PredictionWatch(LateWatch):
         for step in self._steps:
             latents = latents_at(step)
             positive, negative = self.backbone.predict(torch.cat([latents, latents]), step, self.text).float().chunk(2)
+            self.rows += 2 * len(latents)
             total = total + (positive - negative).square().sum(1).sqrt()
         assert isinstance(total, torch.Tensor)
         return {"P": total / len(self._steps)}

@@ -39,19 +39,19 @@ class VerifierSource:
         return 0
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> VerifierWatch:
-        return VerifierWatch(self, backbone, prompt, len(seeds), size, steps)
+        return VerifierWatch(self, backbone, prompt, size, steps)
 
 
 class VerifierWatch(LateWatch):
     def __init__(
-        self, source: VerifierSource, backbone: Backbone, prompt: str, batch: int, size: tuple[int, int], steps: int
+        self, source: VerifierSource, backbone: Backbone, prompt: str, size: tuple[int, int], steps: int
     ) -> None:
         self.source, self.backbone, self.prompt, self.size, self.num_steps = source, backbone, prompt, size, steps
-        self.judgements = batch
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
         # What would enter the step after the last is the result.
         images: Sequence[np.ndarray] = list(self.backbone.decode(latents_at(self.num_steps)))
+        self.judgements += len(images)
         wrong = self.source.verifier.defect_maps(images, [self.prompt] * len(images))  # type: ignore[attr-defined]
         wrong = F.interpolate(wrong[:, None].float(), self.size, mode="bilinear", align_corners=False)[:, 0]
         # Spread a little, so that a mask larger than what is wrong grows around it.

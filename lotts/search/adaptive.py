@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import erf, exp, pi, sqrt
+from math import ceil, erf, exp, pi, sqrt
 from statistics import fmean, pstdev
 
 from lotts.localize import check_ratio, check_threshold
@@ -89,6 +89,7 @@ def lotts_adaptive(
     background: str = "replay",
     global_steps: int = 2,
     dilate: int = 0,
+    stop_at: float | None = 0.5,
     least_gain: float = 0.0,
     sparse: str = "dense",
     refresh_every: int | None = None,
@@ -100,12 +101,16 @@ def lotts_adaptive(
     (refinements included) with one of the mask ratios at one of the noise steps. An action's outcomes (a picture's score; a
     refinement's change of its parent's score) are taken as normal, with the mean and spread that it has shown so far beside a
     weak belief to begin with: that refinements change nothing on average, half as widely as pictures differ.
-    Its value is the expected improvement over the best score, divided by its network rows. The search ends with the budget, or when
-    no action is expected to bring ``least_gain``.
+    Its value is the expected improvement over the best score, divided by its network rows. On its way a refinement is looked at
+    once: when finishing it is worth less than starting the best action anew, by the score of the picture that it is predicted to
+    become and by how such predictions erred so far, it ends there. The search ends with the budget, or when no action is
+    expected to bring ``least_gain``.
 
     Args:
         mask_threshold: see ``lotts.LoTTS``; a leader in which nothing is above it is not refined.
         noise_shares: where refinements may start, as shares of the steps counted from pure noise.
+        stop_at: after which share of its own steps a refinement is looked at, in (0, 1); None: never, nor with a budget of samples,
+            of which a refinement that is given up takes none.
         background, global_steps, dilate, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
     """
     steps, rest = pool.request.steps, (background, global_steps, dilate, sparse, refresh_every, sparse_offload)
@@ -117,12 +122,16 @@ def lotts_adaptive(
     for ratio in mask_ratios:
         check_ratio(ratio)
     check_threshold(mask_threshold)
+    if stop_at is not None and not 0 < stop_at < 1:
+        raise ValueError(f"expected stop_at in (0, 1) or None, got {stop_at}")
     if num_candidates < 1 or not settings:
         raise ValueError("expected num_candidates from 1, and at least one mask ratio and one noise share")
     pool.candidates(num_candidates)
     spread = max(pstdev(pool.scores), 1e-6 + 0.05 * abs(fmean(pool.scores)))
     pictures = Gains(fmean(pool.scores), spread, seen=pool.scores)
     changes = [Gains(0.0, 0.5 * spread) for _ in settings]
+    errors = Gains(0.0, 0.5 * spread)  # of predicted scores
+    given_up = 0
     while True:
         actions = _actions(pool, settings, mask_threshold, pictures, changes)
         value, action = max(actions, key=lambda pair: pair[0], default=(0.0, None))
@@ -133,9 +142,47 @@ def lotts_adaptive(
             continue
         parent, chosen = action
         ratio, config = settings[chosen]
-        (index,) = pool.refine([parent], pool.mask(parent, ratio, mask_threshold), config)
-        changes[chosen].seen.append(pool.drawn[index].score - pool.drawn[parent].score)
-    return pool.output(method="lotts_adaptive", num_candidates=num_candidates, mask_threshold=mask_threshold)
+        look = _Look(pool, config, None if pool.budget.unit == "samples" else stop_at, value, errors)
+        mask = pool.mask(parent, ratio, mask_threshold)
+        drawn = pool.refine([parent], mask, config, look_at=look.step, go_on=look.go_on)
+        given_up += not drawn
+        outcome = pool.drawn[drawn[0]].score if drawn else look.expected
+        if drawn and look.predicted is not None:
+            errors.seen.append(outcome - look.predicted)
+        changes[chosen].seen.append(outcome - pool.drawn[parent].score)
+    return pool.output(
+        method="lotts_adaptive",
+        num_candidates=num_candidates,
+        mask_threshold=mask_threshold,
+        stop_at=stop_at,
+        given_up=given_up,
+    )
+
+
+class _Look:
+    """Whether a refinement is worth finishing: ``value`` is what the best action promises a network row.
+
+    ``step``: where it is looked at, None where nothing would be saved; ``predicted``: the score seen there.
+    """
+
+    def __init__(self, pool: Pool, config: ResampleConfig, share: float | None, value: float, errors: Gains) -> None:
+        steps = pool.request.steps
+        own = steps - config.noise_step
+        taken = ceil(own * share) if share is not None else own
+        self.step = config.noise_step + taken - 1 if taken < own else None
+        self.rows, self.best, self.value = pool.rows(own - taken, config.sparse == "dense"), max(pool.scores), value
+        self.errors = errors
+        self.predicted: float | None = None
+
+    @property
+    def expected(self) -> float:
+        """The score that it should come to."""
+        assert self.predicted is not None
+        return self.predicted + self.errors.belief()[0]
+
+    def go_on(self, predicted: float) -> bool:
+        self.predicted = predicted
+        return expected_improvement(self.expected, self.errors.belief()[1], self.best) / self.rows > self.value
 
 
 #: The action of drawing another picture, beside (parent, setting) pairs.

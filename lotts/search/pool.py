@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from lotts.localize import quality_mask
 from lotts.output import LoTTSOutput, Sample, as_output_type
 from lotts.request import Request
-from lotts.resample import Trajectory, denoise, derive_seed, grow, refine, renoise
+from lotts.resample import Look, Trajectory, denoise, derive_seed, grow, refine, renoise
 from lotts.resample_config import ResampleConfig
 from lotts.search.budget import Budget
 from lotts.sources import Heatmaps, LateWatch
@@ -110,15 +110,27 @@ class Pool:
         return out
 
     def refine(
-        self, parents: Sequence[int], masks: torch.Tensor, config: ResampleConfig, *, localise: bool = True
+        self,
+        parents: Sequence[int],
+        masks: torch.Tensor,
+        config: ResampleConfig,
+        *,
+        localise: bool = True,
+        look_at: int | None = None,
+        go_on: Callable[[float], bool] | None = None,
     ) -> list[int]:
         """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices.
 
         ``localise`` gives them defect maps, without which they cannot be refined in turn. Sparse refinements are not
-        localised while they run, which would take dense steps: they inherit their parents' maps.
+        localised while they run, which would take dense steps: they inherit their parents' maps. ``go_on`` (of one parent
+        alone) is given the score of the picture that step ``look_at`` predicts; if it says no, the refinement ends there,
+        charged for the steps it took, and is no sample.
         """
         request, out, mapped = self.request, list[int](), localise and self.localise
         steps, localise = request.steps - config.noise_step, mapped and config.sparse == "dense"
+        look = None
+        if look_at is not None and go_on is not None:
+            look = Look(look_at, lambda clean: go_on(self.judge(list(clean))[1][0]))
         for batch in request.batches(range(len(parents))):
             batch = batch[: self.affords(steps, localise)]
             if not batch:
@@ -139,8 +151,12 @@ class Pool:
                         request.steps,
                         watch=watch.step if localise else None,
                         on_step=request.on_step("refinement"),
+                        look=look,
                         cost=request.cost,
                     )
+                if look is not None and not refined:
+                    request.charge(len(batch), look.step + 1 - config.noise_step, watch)
+                    continue
                 # Before it began its past is its parent's: that is what a refinement of it replays.
                 done = [
                     Trajectory(before.seed, [*before.latents[: config.noise_step], *after.latents[config.noise_step :]])

@@ -7,6 +7,7 @@ import torch
 import lotts
 import lotts.search
 from lotts.search import METHODS, Budget, check, run
+from lotts.search.pool import Pool
 
 STEPS = 6
 
@@ -108,6 +109,72 @@ def test_where_nothing_is_above_the_threshold_pictures_are_drawn(tiny_pipe, meth
     out = found(tiny_pipe, method, "nfe=60", mask_threshold=2.0)
     assert scores(out) == scores(found(tiny_pipe, "best_of_n", "nfe=60"))
     assert {sample.kind for sample in out.samples} == {"candidate"}
+
+
+def adaptive(pipe, told, stop_at=0.5, budget="nfe=200"):
+    """A search whose verifier says ``told(judged before)`` whatever it sees; and how many pictures it judged."""
+    judged = []
+
+    def verifier(images, prompts):
+        judged.extend(images)
+        return [told(len(judged) - len(images) + k) for k in range(len(images))]
+
+    out = run(
+        pipe,
+        "a red cat",
+        "lotts_adaptive",
+        budget=budget,
+        verifier=verifier,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(3),
+        stop_at=stop_at,
+        noise_shares=(0.34,),
+        mask_ratios=(0.5,),
+    )
+    return out, len(judged)
+
+
+def test_a_refinement_that_looks_hopeless_is_given_up(tiny_pipe):
+    """Every picture after the first two looks far worse: two of a refinement's four steps are taken, and no sample is made of it."""
+    out, judged = adaptive(tiny_pipe, lambda before: [1.0, 1.1][before] if before < 2 else -50.0)
+    given_up = out.settings["given_up"]
+    assert given_up > 0
+    candidates = len(out.samples)
+    assert all(sample.kind == "candidate" for sample in out.samples)
+    assert out.cost.nfe == 2 * STEPS * candidates + 2 * 2 * given_up
+    assert judged == out.cost.verifier_calls == candidates + given_up
+    assert out.settings["stop_at"] == 0.5
+
+
+def test_a_refinement_that_looks_well_is_finished(tiny_pipe):
+    out, judged = adaptive(tiny_pipe, lambda before: 1.0 + 0.1 * before)
+    refined = [sample for sample in out.samples if sample.kind == "refinement"]
+    assert refined
+    assert out.settings["given_up"] == 0
+    assert judged == len(out.samples) + len(refined)  # each was looked at once on its way
+
+
+@pytest.mark.parametrize(("stop_at", "budget"), [(None, "nfe=100"), (0.5, "samples=6")])
+def test_nothing_is_given_up_where_that_is_not_asked_for_or_saves_nothing(tiny_pipe, stop_at, budget):
+    out, judged = adaptive(tiny_pipe, lambda before: [1.0, 1.1][before] if before < 2 else -50.0, stop_at, budget)
+    assert out.settings["given_up"] == 0
+    assert judged == len(out.samples)
+
+
+def test_what_is_looked_at_is_the_parent_outside_the_mask(tiny_pipe, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Pool, "judge", lambda self, latents: shown.append(latents) or JUDGE(self, latents))
+    out, _ = adaptive(tiny_pipe, lambda before: 1.0 + 0.1 * before, budget="nfe=32")
+    (refined,) = [sample for sample in out.samples if sample.kind == "refinement"]
+    *candidates, looked, finished = [latents for batch in shown for latents in batch]
+    before, mask = candidates[refined.parent], refined.mask
+    assert torch.equal(looked[:, ~mask], before[:, ~mask])
+    assert not torch.equal(looked[:, mask], before[:, mask])
+    assert not torch.equal(looked, finished)
+
+
+JUDGE = Pool.judge
 
 
 def test_refinements_of_refinements_keep_the_rest_of_their_parent(tiny_pipe):
