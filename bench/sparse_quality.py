@@ -37,7 +37,7 @@ AT_ONCE = 48  # prompts between two writes
 #: Ways to refine: fields of ``ResampleConfig`` by name. The first is what the others are compared with.
 WAYS: dict[str, dict[str, Any]] = {
     "dense": {},
-    "stale, one midway": {"sparse": "stale"},
+    "stale, one midway": {"sparse": "stale", "refresh_every": 5},
     "stale, never again": {"sparse": "stale", "refresh_every": 1000},
     "stale, every 2": {"sparse": "stale", "refresh_every": 2},
     "trace": {"sparse": "trace"},

@@ -15,7 +15,8 @@ class Cost:
     """Counts of one run.
 
     ``network_rows`` are batch rows through the denoiser: guidance makes two a step and sample. ``localization_rows`` are
-    those spent on nothing but finding defects. ``tokens``: latent cells computed in all of these rows.
+    those spent on nothing but finding defects. ``tokens``: latent cells computed in all of these rows. ``capture_rows``: of the
+    network's rows those in which attention was read on the way, which takes a few percent more and no row of its own.
 
     ``sparse_rows`` of the network's rows computed a region alone; each adds to ``tokens`` the share of a whole row's
     multiplications and additions that it took. ``stored_bytes``: the most that was kept of the background for them. ``notes``:
@@ -29,6 +30,7 @@ class Cost:
 
     network_rows: int = 0
     localization_rows: int = 0
+    capture_rows: int = 0
     tokens: int = 0
     text_encodes: int = 0
     vae_encodes: int = 0

@@ -5,6 +5,7 @@ Maps are fp32 [B, h, w] on the latent grid, one a candidate.
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,8 @@ class LocalizeConfig:
         cross_steps, self_steps: shares [from, to) of the sampler's steps, counted from pure noise, in which
             cross-attention is read and in which self-attention propagates what was read.
         layers: substrings of attention module names to read, or None for all.
-        propagate: whether self-attention spreads the maps before they are combined (off only for ablation).
+        propagate: whether self-attention spreads the maps before they are combined (off only for ablation). A schedule so short
+            that no step of ``self_steps`` comes after one of ``cross_steps`` (one step by default) has nothing to spread.
         positive, negative: the quality prompts, in which ``{p}`` stands for the prompt.
     """
 
@@ -65,6 +67,11 @@ class LocalizeConfig:
         low, high = getattr(self, name)
         first = min(int(low * num_inference_steps), num_inference_steps - 1)
         return range(first, max(first + 1, round(high * num_inference_steps)))
+
+    def spreads(self, num_inference_steps: int) -> bool:
+        """Whether a run of so many steps propagates: after its first map, a step must be left to carry it."""
+        cross, spread = (self.step_range(name, num_inference_steps) for name in ("cross_steps", "self_steps"))
+        return self.propagate and spread[-1] > cross[0]
 
 
 def contrast(positive: torch.Tensor, negative: torch.Tensor, config: LocalizeConfig) -> torch.Tensor:
@@ -120,12 +127,12 @@ def quality_mask(defect: torch.Tensor, ratio: float, threshold: float | None = N
 
 
 def check_ratio(ratio: float) -> None:
-    if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+    if not isinstance(ratio, numbers.Real) or not 0 < ratio <= 1:
         raise ValueError(f"expected mask_ratio in (0, 1], the share of the picture to resample, got {ratio!r}")
 
 
 def check_threshold(threshold: float | None) -> None:
-    if threshold is not None and (not isinstance(threshold, (int, float)) or not threshold >= 0):
+    if threshold is not None and (not isinstance(threshold, numbers.Real) or not threshold >= 0):
         raise ValueError(
             f"expected mask_threshold None or a number from 0 up, what a defect map has to exceed, got {threshold!r}"
         )

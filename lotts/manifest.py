@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lotts.models import weights_digest
 from lotts.output import LoTTSOutput, Sample
 
 FORMAT = 1
 NAME, SAMPLES, MASK = "manifest.json", "samples", "samples/00-original-mask.png"
-PACKAGES = ("lotts", "torch", "diffusers", "transformers", "numpy", "pillow")
+PACKAGES = ("lotts", "torch", "triton", "diffusers", "transformers", "numpy", "pillow")
 KINDS = ("candidate", "refinement", "original")
 CONTEXT = ("model", "verifier", "dtype", "device")
 
@@ -54,11 +56,11 @@ class Manifest:
     """A run on paper.
 
     Attributes:
-        environment: versions of the packages, the processor and the number of CPU threads: what the last bits of a
-            picture may depend on besides the arguments.
+        environment: versions of the packages and of the verifier, the scheduler's configuration, a digest of embedded
+            weights, the processor and the number of CPU threads: what pictures and scores depend on besides the arguments.
         model, verifier, dtype, device: as the caller named them; None where it did not.
         settings: arguments of ``LoTTS.__call__`` or, where the first sample is an "original", of ``lotts.repair``;
-            ``source`` is the map source's name.
+            ``source`` is the map source's name, None where it had arguments of its own.
         mask: the file of the mask that was given to ``repair``, None where it was found.
     """
 
@@ -114,7 +116,11 @@ class Manifest:
             )
         settings = {name: value for name, value in output.settings.items() if name != "seeds"}
         return cls(
-            environment=environment(known.get("device")),
+            environment={
+                **environment(known.get("device")),
+                **output.made_with,
+                "weights": weights_digest(known.get("model") or ""),
+            },
             prompt=output.prompt,
             settings=settings,
             seeds=list(output.settings["seeds"]),
@@ -168,6 +174,16 @@ def environment(device: str | None) -> dict[str, Any]:
     return {**versions, "processor": _processor(device), "threads": torch.get_num_threads()}
 
 
+def made_with(scheduler: Any, verifier: Any) -> dict[str, Any]:
+    """The verifier's version and the scheduler's class and configuration, as JSON has them."""
+    version = getattr(verifier, "version", None)
+    config = {name: _plain(value) for name, value in scheduler.config.items() if not name.startswith("_")}
+    return {
+        "verifier": None if version is None else str(version),
+        "scheduler": {"class": type(scheduler).__name__, **config},
+    }
+
+
 def sample_file(index: int, sample: Sample) -> str:
     """Where a picture goes. Never named after the prompt: prompts can be private, long, or no file name."""
     if sample.kind == "refinement":
@@ -203,11 +219,20 @@ def _version(package: str) -> str | None:
 def _processor(device: str | None) -> str | None:
     if device is None:
         return None
-    if torch.device(device).type == "cuda":
+    place = torch.device(device)
+    if place.type == "cuda" and torch.cuda.is_available() and (place.index or 0) < torch.cuda.device_count():
         return torch.cuda.get_device_name(device)
-    if torch.device(device).type == "cpu":
+    if place.type == "cpu":
         return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return device
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; what JSON has no form for, infinity among it, as text."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    plain = value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
 
 
 def _fields(kind: type, data: Any, where: str) -> dict[str, Any]:

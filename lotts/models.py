@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ def load_pipeline(
         ValueError: ``name``, ``device`` or ``dtype`` is none of these.
     """
     target = check_device(device)
-    precision = _dtype(dtype, torch.float16 if target.type == "cuda" and name not in EMBEDDED else torch.float32)
+    default = torch.float16 if target.type == "cuda" and name not in EMBEDDED else torch.float32
+    precision = check_dtype(dtype) or default
     with _quiet() if name in EMBEDDED else nullcontext():  # what comes from a hub or a large folder takes a while
         pipe = _read(location(name), precision)
     _make_restartable(pipe)
@@ -74,6 +76,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 def has_weights(name: str) -> bool:
     """Whether the weights of an embedded pipeline are there."""
     return (EMBEDDED[name][0] / "model_index.json").is_file()
+
+
+def weights_digest(name: str) -> str | None:
+    """What tells one state of an embedded pipeline's weights from another; None for other models."""
+    if name not in EMBEDDED:
+        return None
+    whole = hashlib.sha256()
+    for path in sorted(EMBEDDED[name][0].rglob("*.safetensors")):
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:16]
 
 
 def location(name: str) -> str:
@@ -132,7 +144,20 @@ def _make_restartable(pipe: Any) -> None:
             f"{name} cannot restart in the middle of sampling: {substitute} of the same configuration takes its place",
             stacklevel=3,
         )
-        pipe.scheduler = getattr(diffusers, substitute).from_config(pipe.scheduler.config)
+        pipe.scheduler = getattr(diffusers, substitute).from_config(
+            pipe.scheduler.config, **_unnamed(pipe.scheduler.config, substitute)
+        )
+
+
+def _unnamed(config: Any, substitute: str) -> dict[str, Any]:
+    """What a configuration does not name and DDIM's own defaults have for pixels, as ``StableDiffusionPipeline`` corrects it.
+
+    ``from_config`` would not pass that correction on: it skips what the first scheduler had by default.
+    """
+    if substitute != "DDIMScheduler":
+        return {}
+    named = set(config) - set(config.get("_use_default_values", ()))
+    return {name: value for name, value in (("clip_sample", False), ("steps_offset", 1)) if name not in named}
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
@@ -145,12 +170,16 @@ def check_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"expected a torch device such as cpu, cuda or cuda:1, got {device!r}") from None
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"expected a device that is there, got {device}: no CUDA device is available")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise ValueError(f"expected a device that is there, got {device}: there is {there}")
     return target
 
 
-def _dtype(dtype: str | torch.dtype | None, default: torch.dtype) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
+def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype by its name or itself, None as it is; ValueError otherwise."""
+    if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
-    if dtype is not None and dtype not in DTYPES:
+    if dtype not in DTYPES:
         raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)} or a torch dtype, got {dtype!r}")
-    return default if dtype is None else DTYPES[dtype]
+    return DTYPES[dtype]

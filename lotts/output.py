@@ -51,13 +51,17 @@ class Sample:
 
 @dataclass
 class LoTTSOutput:
-    """The pool of samples, best first by ``best``; ``image`` is the best one's."""
+    """The pool of samples, best first by ``best``; ``image`` is the best one's.
+
+    ``made_with``: the verifier's version and the scheduler's configuration, for the manifest.
+    """
 
     prompt: str
     samples: list[Sample]
     best: int
     cost: Cost
     settings: dict[str, Any]
+    made_with: dict[str, Any] = field(default_factory=dict)
 
     @property
     def image(self) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 from lotts.backbones import backbone_for
 from lotts.localize import quality_mask
+from lotts.offloading import frees_hooks
 from lotts.output import LoTTSOutput
 from lotts.request import Request
 from lotts.resample import Trajectory, denoise
@@ -41,6 +42,7 @@ class LoTTS:
         self.verifier = load(verifier)
         self.source = map_source(source, self.verifier)
 
+    @frees_hooks
     @torch.no_grad()
     def __call__(
         self,
@@ -50,7 +52,7 @@ class LoTTS:
         mask_ratio: float = 0.5,
         noise_step: int | None = None,
         background: str = "replay",
-        global_steps: int = 2,
+        global_steps: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         true_cfg_scale: float = 1.0,
@@ -80,10 +82,11 @@ class LoTTS:
                 not refined. Means most where the map is a chance, as that of ``source="verifier"``.
             noise_step: step t0, counted from pure noise, where a refinement starts; default: half of the steps.
             guidance_scale, true_cfg_scale, negative_prompt: as the pipeline itself takes them; default: its own default.
-            background, global_steps, dilate, soft_ring, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
+            global_steps: last steps that denoise the whole picture; default: 2, or as few as leave a masked one.
+            background, dilate, soft_ring, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
             generator: its seed s gives candidates s, s + 1, ...; candidate i is the picture that ``pipe`` itself makes
                 with ``torch.Generator().manual_seed(s + i)``. A list gives one generator a candidate. Default: a random seed.
-            pixel_paste: keep the candidate's own pixels outside the mask, feathered at the seam.
+            pixel_paste: keep the candidate's own pixels outside the mask and its ``soft_ring``, feathered at the seam.
             batch_size: samples denoised at once. With 1 an image depends on its own seed alone, bit for bit; larger
                 batches are faster on a GPU and may differ in the last bits.
             callback_on_step_end: diffusers' callback ``(pipe, step, timestep, {"latents": ...})``, in every stage.
@@ -93,7 +96,7 @@ class LoTTS:
             TypeError, ValueError: an argument is out of range; raised before any compute.
         """
         arguments = {k: v for k, v in locals().items() if k != "self"}
-        request = Request.build(self.backbone, self.verifier, self.source, **arguments)
+        request = Request.build(self.backbone, self.verifier, self.source, localise=True, **arguments)
         candidates, heatmaps = self.candidates(request)
         masks = quality_mask(heatmaps["P"], mask_ratio, mask_threshold)
         refined = request.refine(candidates, masks)

@@ -97,12 +97,12 @@ def _read(path: Path) -> Iterator[Prompt]:
 
 
 def _lines(path: Path) -> Iterator[Prompt]:
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").split("\n"):
         yield Prompt(line.strip())
 
 
 def _json_lines(path: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from lotts.backbones import backbone_for
 from lotts.localize import quality_mask
+from lotts.offloading import frees_hooks
 from lotts.output import LoTTSOutput
 from lotts.request import Request
 from lotts.resample import Trajectory, derive_seed, renoise
@@ -19,6 +20,7 @@ from lotts.sources import Heatmaps, MapSource, map_source
 from lotts.verifiers import Judge, load
 
 
+@frees_hooks
 @torch.no_grad()
 def repair(
     pipe: Any,
@@ -33,7 +35,7 @@ def repair(
     mask_threshold: float | None = None,
     noise_step: int | None = None,
     background: str = "fixed",
-    global_steps: int = 2,
+    global_steps: int | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float | None = None,
     true_cfg_scale: float = 1.0,
@@ -53,10 +55,12 @@ def repair(
 
     Args:
         pipe: a pipeline of a supported class, with a scheduler that can restart: see ``lotts.supported()``.
-        image: a picture or the path of one; its sides must suit the pipeline (multiples of 8 as a rule).
+        image: a picture (an array uint8, or floating in [0, 1]) or the path of one; its sides must suit the pipeline (multiples
+            of 8 as a rule).
         prompt: what the picture shows.
         mask: where to resample (white, True or > 0.5), as large as the picture or as the latent grid; None: find it.
-        pixel_paste: keep the picture's own pixels outside the mask. Without it they pass through the autoencoder.
+        pixel_paste: keep the picture's own pixels outside the mask and its ``soft_ring``. Without it they pass through the
+            autoencoder.
         background: "fixed", "fresh" or "clean"; there is no recorded run to "replay".
         sparse: "dense" or "stale"; there is no recorded run to "trace".
 
@@ -68,16 +72,11 @@ def repair(
     """
     backbone, judge = backbone_for(pipe), load(verifier)
     maps = map_source(source, judge)
-    picture = _picture(image)
+    picture = read_picture(image)
     height, width = picture.shape[:2]
-    if background == "replay":
-        raise ValueError(
-            "expected background 'fixed', 'fresh' or 'clean': a given picture has no recorded run to replay"
-        )
-    if sparse == "trace":
-        raise ValueError("expected sparse 'dense' or 'stale': a given picture has no recorded run to trace")
+    check_without_run(background, sparse)
     size = backbone.latent_size(height, width)
-    region = None if mask is None else _region(mask, size, (height, width))
+    region = None if mask is None else _region(read_mask(mask), size, (height, width))
     request = Request.build(
         backbone,
         judge,
@@ -106,11 +105,12 @@ def repair(
         batch_size=batch_size,
         callback_on_step_end=callback_on_step_end,
         output_type=output_type,
+        localise=region is None,
     )
     request.cost.vae_encodes += 1
     with request.meter.stage("encode"):
         latents = backbone.encode_image(Image.fromarray(np.rint(picture * 255).astype(np.uint8)))
-    original = Trajectory(request.seeds[0], [*[None] * num_inference_steps, latents[0]])
+    original = Trajectory(request.seeds[0], [*[None] * request.steps, latents[0]])
     heatmaps: Heatmaps = {}
     if region is None:
         heatmaps = _localise(request, latents)
@@ -137,31 +137,59 @@ def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
         return maps
 
 
-def _picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
-    """float32 [H, W, 3] in [0, 1]."""
-    if isinstance(image, (str, Path)):
-        image = Image.open(image)
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+def check_without_run(background: str, sparse: str) -> None:
+    """ValueError for what takes a recorded run, which a given picture does not have."""
+    if background == "replay":
+        raise ValueError(
+            "expected background 'fixed', 'fresh' or 'clean': a given picture has no recorded run to replay"
+        )
+    if sparse == "trace":
+        raise ValueError("expected sparse 'dense' or 'stale': a given picture has no recorded run to trace")
+
+
+def read_picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+    """float32 [H, W, 3] in [0, 1], upright by what the file says of its orientation.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: it is no picture, or its values are not those of one.
+    """
+    if isinstance(image, (str, Path, Image.Image)):
+        image = np.asarray(_upright(image).convert("RGB"))
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
         raise TypeError(
             f"expected a PIL image, an array [H, W, 3] or a path, got {getattr(image, 'shape', type(image).__name__)}"
         )
-    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1).astype(np.float32)
-
-
-def _region(mask: Any, size: tuple[int, int], sides: tuple[int, int]) -> torch.Tensor:
-    """bool [1, h, w] on the latent grid; a cell is in the mask when any of its pixels is."""
-    if isinstance(mask, (str, Path)):
-        mask = Image.open(mask)
-    if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
-    array = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
-    array = array > 127 if array.dtype == torch.uint8 else array > 0.5 if array.is_floating_point() else array.bool()
-    if tuple(array.shape) == size:
-        return array[None]
-    if tuple(array.shape) != sides:
+    if image.dtype == np.uint8:
+        return image.astype(np.float32) / 255
+    if not np.issubdtype(image.dtype, np.floating):
         raise ValueError(
-            f"expected a mask of {sides[0]} x {sides[1]} pixels or {size[0]} x {size[1]} latent cells, got {tuple(array.shape)}"
+            f"expected a picture as uint8 or as floating numbers in [0, 1], got {image.dtype}: convert it with "
+            "image.astype(np.uint8) if it holds 0 to 255"
         )
-    return torch.nn.functional.adaptive_max_pool2d(array[None, None].float(), size)[0] > 0
+    if not (image.size and image.min() >= 0 and image.max() <= 1):  # not a number is in no range either
+        told = f"{image.min()} to {image.max()}" if image.size else "none"
+        raise ValueError(f"expected a picture's floating numbers in [0, 1], got {told}: scale or clip them first")
+    return image.astype(np.float32)
+
+
+def read_mask(mask: Image.Image | np.ndarray | torch.Tensor | str | Path) -> torch.Tensor:
+    """bool, as large as the mask, upright as a picture is."""
+    if isinstance(mask, (str, Path, Image.Image)):
+        mask = np.asarray(_upright(mask).convert("L"))
+    array = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+    return array > 127 if array.dtype == torch.uint8 else array > 0.5 if array.is_floating_point() else array.bool()
+
+
+def _upright(image: Image.Image | str | Path) -> Image.Image:
+    return ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
+
+
+def _region(mask: torch.Tensor, size: tuple[int, int], sides: tuple[int, int]) -> torch.Tensor:
+    """bool [1, h, w] on the latent grid; a cell is in the mask when any of its pixels is."""
+    if tuple(mask.shape) == size:
+        return mask[None]
+    if tuple(mask.shape) != sides:
+        raise ValueError(
+            f"expected a mask of {sides[0]} x {sides[1]} pixels or {size[0]} x {size[1]} latent cells, got {tuple(mask.shape)}"
+        )
+    return torch.nn.functional.adaptive_max_pool2d(mask[None, None].float(), size)[0] > 0

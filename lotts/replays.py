@@ -1,4 +1,4 @@
-"""Run a manifest again and compare every picture with what the manifest says."""
+"""Run a manifest again and compare every picture and score with what the manifest says."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lotts.manifest import Manifest, environment, manifest_path, png_bytes
+from lotts import models
+from lotts.manifest import Manifest, environment, made_with, manifest_path, png_bytes
 from lotts.output import LoTTSOutput
 from lotts.sources import MapSource
 from lotts.threads import cpu_threads
-from lotts.verifiers import Judge
+from lotts.verifiers import Judge, load
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,45 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Rescored:
+    """A picture that the verifier scored otherwise, then and now."""
+
+    file: str
+    then: float
+    now: float
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.then} then, {self.now} now"
+
+
+@dataclass(frozen=True)
 class Replay:
     """What a second run gave.
 
     Attributes:
         output: the run, as ``LoTTS`` or ``repair`` returned it.
         differences: the pictures that are not the recorded ones, empty when all are the same bit for bit.
+        rescored: the pictures whose scores are not the recorded ones.
         changes: what differs between then and now, by name: (then, now).
+        device: where it ran.
     """
 
     manifest: Manifest
     output: LoTTSOutput
     differences: list[Difference]
+    rescored: list[Rescored]
     changes: dict[str, tuple[Any, Any]]
+    device: str
+
+    @property
+    def same_best(self) -> bool:
+        """Whether the same sample was picked."""
+        return self.output.best == self.manifest.best
 
     @property
     def exact(self) -> bool:
-        """Whether every picture is the recorded one, bit for bit."""
-        return not self.differences
+        """Whether every picture is the recorded one, bit for bit, with its score, and the same was picked."""
+        return not self.differences and not self.rescored and self.same_best
 
 
 def replay(
@@ -70,10 +92,10 @@ def replay(
     source: str | MapSource | None = None,
     callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
 ) -> Replay:
-    """Rebuild the pipeline that a manifest names, run it again and compare the pictures.
+    """Rebuild the pipeline that a manifest names, run it again and compare the pictures and their scores.
 
-    On the same versions, processor and number of threads (which is set for the run) the pictures are the same bit for
-    bit; elsewhere a UserWarning says what differs, and ``differences`` which pictures do and by how much.
+    On the same versions, weights, scheduler, processor and number of threads (which is set for the run) the pictures are the
+    same bit for bit; elsewhere a UserWarning says what differs, and ``differences`` which pictures do and by how much.
 
     Args:
         path: a manifest.json or the folder that ``LoTTSOutput.save`` wrote.
@@ -81,25 +103,34 @@ def replay(
 
     Raises:
         FileNotFoundError: there is no manifest, or the picture that was repaired is gone.
-        ValueError: the manifest is not valid, or names no model or verifier where none is given.
+        ValueError: the manifest is not valid, or names no model, verifier or map source where none is given.
     """
     manifest, folder = Manifest.read(path), manifest_path(path).parent
     verifier = manifest.verifier if verifier is None else verifier
-    source = manifest.settings.get("source", "attention") if source is None else source
     if verifier is None:
         raise ValueError("expected a manifest that names its verifier, got none: pass verifier=...")
-    pipe = _pipeline(manifest) if pipe is None else pipe
-    changes = _changes(manifest, str(pipe.device))
+    source = _source(manifest) if source is None else source
+    loaded = pipe is None
+    if loaded and manifest.model is None:
+        raise ValueError("expected a manifest that names its model, got none: pass pipe=...")
+    judge = load(verifier)
+    pipe = _pipeline(manifest) if loaded else pipe
+    device = str(pipe.device)
+    now = {**environment(device), **made_with(pipe.scheduler, judge)}
+    if loaded:
+        now["weights"] = models.weights_digest(manifest.model or "")
+    changes = _changes(manifest, now)
     if changes:
         told = ", ".join(f"{name} {then} then, {now} now" for name, (then, now) in changes.items())
         warnings.warn(f"pictures may differ from the recorded ones: {told}", stacklevel=2)
     threads = manifest.environment.get("threads")
     with cpu_threads(threads if isinstance(threads, int) and threads > 0 else None):
         if manifest.repaired:
-            output = _repair(manifest, folder, pipe, verifier, source, callback_on_step_end)
+            output = _repair(manifest, folder, pipe, judge, source, callback_on_step_end)
         else:
-            output = _generate(manifest, pipe, verifier, source, callback_on_step_end)
-    return Replay(manifest, output, _differences(manifest, folder, output), changes)
+            output = _generate(manifest, pipe, judge, source, callback_on_step_end)
+    differences = _differences(manifest, folder, output)
+    return Replay(manifest, output, differences, _rescored(manifest, output), changes, device)
 
 
 def _generate(manifest: Manifest, pipe, verifier, source, callback) -> LoTTSOutput:
@@ -141,22 +172,39 @@ def _arguments(manifest: Manifest, function: Callable[..., Any], without: tuple[
     return settings
 
 
+def _source(manifest: Manifest) -> str:
+    """The map source's name. A mask that was given takes none, whatever the manifest says."""
+    name = "attention" if manifest.mask is not None else manifest.settings.get("source", "attention")
+    if name is None:
+        raise ValueError("expected a manifest that names its map source, got null, one with arguments: pass source=...")
+    return name
+
+
 def _pipeline(manifest: Manifest) -> Any:
-    from lotts.models import load_pipeline
-
-    if manifest.model is None:
-        raise ValueError("expected a manifest that names its model, got none: pass pipe=...")
-    device = manifest.device
-    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = None if manifest.device is None else models.check_device(manifest.device)
+    except ValueError:  # it was another machine's
         device = None
-    return load_pipeline(manifest.model, device=device, dtype=manifest.dtype)
+    return models.load_pipeline(manifest.model or "", device=device, dtype=manifest.dtype)
 
 
-def _changes(manifest: Manifest, device: str) -> dict[str, tuple[Any, Any]]:
-    # Threads are set to what they were, so they are no change.
-    now = {**environment(device), "threads": manifest.environment.get("threads")}
-    then = manifest.environment
-    return {name: (then.get(name), now[name]) for name in now if then.get(name) not in (None, now[name])}
+def _changes(manifest: Manifest, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, value in now.items():
+        then = manifest.environment.get(name)
+        if name == "threads":  # they are set to what they were
+            continue
+        if isinstance(then, dict) and isinstance(value, dict):
+            both = [key for key in value if key in then]  # another version may know more settings
+            found |= {f"{name}.{key}": (then[key], value[key]) for key in both if then[key] != value[key]}
+        elif then not in (None, value):
+            found[name] = (then, value)
+    return found
+
+
+def _rescored(manifest: Manifest, output: LoTTSOutput) -> list[Rescored]:
+    pairs = zip(manifest.samples, output.samples, strict=True)
+    return [Rescored(e.file, e.score, float(s.score)) for e, s in pairs if e.score != s.score]
 
 
 def _differences(manifest: Manifest, folder: Path, output: LoTTSOutput) -> list[Difference]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,14 +11,16 @@ import numpy as np
 import torch
 
 from lotts.backbones import Backbone, Conditioning
+from lotts.checks import real, whole
 from lotts.cost import Cost
 from lotts.localize import check_ratio, check_threshold
+from lotts.manifest import made_with
 from lotts.meter import Meter
 from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index
 from lotts.paste import paste
 from lotts.resample import OnStep, Trajectory, grow, refine
 from lotts.resample_config import ResampleConfig
-from lotts.sources import Heatmaps, MapSource, Watch
+from lotts.sources import Heatmaps, MapSource, Watch, recorded_name
 from lotts.sparse import Trace, plan_trace
 from lotts.verifiers import Judge, score
 
@@ -54,68 +57,47 @@ class Request:
         source: MapSource,
         *,
         prompt: str,
-        num_candidates: int,
-        num_refinements: int = 0,
-        mask_ratio: float = 0.5,
-        mask_threshold: float | None = None,
-        noise_step: int | None = None,
-        num_inference_steps: int,
-        guidance_scale: float | None,
-        true_cfg_scale: float,
         negative_prompt: str,
-        height: int | None,
-        width: int | None,
         generator: torch.Generator | Sequence[torch.Generator] | None,
-        batch_size: int,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None,
         output_type: str,
         pixel_paste: bool = False,
-        **resample: Any,
+        localise: bool = False,
+        **counts: Any,
     ) -> Request:
-        """Check the arguments of ``LoTTS.__call__`` and encode the prompt."""
+        """Check the arguments of ``LoTTS.__call__`` and encode the prompt.
+
+        Args:
+            localise: whether ``source`` will be asked, so that it may refuse at once; otherwise it does when it first watches.
+            counts: what ``check_numbers`` takes.
+        """
         check_prompt(prompt, verifier)
-        for name, value, least in (
-            ("num_candidates", num_candidates, 1),
-            ("num_refinements", num_refinements, 0),
-            ("num_inference_steps", num_inference_steps, 1),
-            ("batch_size", batch_size, 1),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"expected {name} to be a whole number from {least} up, got {value!r}")
-        check_ratio(mask_ratio)
-        check_threshold(mask_threshold)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"expected output_type to be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
-        config = ResampleConfig(num_inference_steps // 2 if noise_step is None else noise_step, **resample)
-        if num_refinements:
-            config.check_schedule(num_inference_steps)
+        plain, config = check_numbers(**counts)
+        steps, height, width = plain["num_inference_steps"], plain["height"], plain["width"]
         default_height, default_width = backbone.default_size
-        size = backbone.latent_size(height or default_height, width or default_width)
+        size = backbone.latent_size(
+            default_height if height is None else height, default_width if width is None else width
+        )
+        guidance_scale = plain["guidance_scale"]
         if guidance_scale is None:
             guidance_scale = backbone.default_guidance_scale
-        seeds = seeds_from(generator, num_candidates)
+        seeds = seeds_from(generator, plain["num_candidates"])
+        if localise and hasattr(source, "check"):
+            source.check(backbone, prompt, steps)
         cost = Cost()
         meter = Meter(cost, backbone.device)
         with meter.stage("text"):
-            text = backbone.encode_prompt(prompt, negative_prompt, guidance_scale, true_cfg_scale)
+            text = backbone.encode_prompt(prompt, negative_prompt, guidance_scale, plain["true_cfg_scale"])
         cost.text_encodes += 1 + text.guided
         settings = {
-            "num_candidates": num_candidates,
-            "num_refinements": num_refinements,
-            "mask_ratio": mask_ratio,
-            "mask_threshold": mask_threshold,
-            "noise_step": config.noise_step,
-            "num_inference_steps": num_inference_steps,
+            **plain,
             "guidance_scale": guidance_scale,
-            "true_cfg_scale": true_cfg_scale,
             "negative_prompt": negative_prompt,
-            "height": height,
-            "width": width,
             "pixel_paste": pixel_paste,
-            "batch_size": batch_size,
             "seeds": seeds,
-            "source": source.name,
-            **resample,
+            "source": recorded_name(source, verifier),
         }
         request = cls(
             backbone,
@@ -124,11 +106,11 @@ class Request:
             prompt,
             seeds,
             size,
-            num_inference_steps,
-            num_refinements,
+            steps,
+            plain["num_refinements"],
             config,
             pixel_paste,
-            batch_size,
+            plain["batch_size"],
             callback_on_step_end,
             output_type,
             settings,
@@ -136,7 +118,7 @@ class Request:
             cost,
             meter,
         )
-        backbone.restart(num_inference_steps, 0, size)
+        backbone.restart(steps, 0, size)
         return request
 
     def charge(self, samples: int, steps: int, watch: Watch | None = None, *, shown: int = 0) -> None:
@@ -148,6 +130,7 @@ class Request:
         localization_rows = self.rows(1, shown)
         if watch is not None:
             localization_rows += watch.rows
+            self.cost.capture_rows += watch.captured
             self.cost.vae_decodes += watch.judgements
             self.cost.verifier_calls += watch.judgements
         self.cost.denoised(self.rows(samples, steps), localization_rows, height * width)
@@ -237,7 +220,8 @@ class Request:
         ):
             mask = grow(masks[parent : parent + 1], self.resample.dilate)[0].cpu()
             if self.pixel_paste:
-                image = paste(pool[parent].image, image, mask)
+                # The ring was resampled too: cut off at the mask, its gradual seam would be a sharp one.
+                image = paste(pool[parent].image, image, grow(mask[None], self.resample.soft_ring)[0])
             pool.append(Sample(image, float("nan"), "refinement", trajectory.seed, parent, k, mask))
         return pool
 
@@ -248,7 +232,8 @@ class Request:
         for sample, value in zip(samples, scores, strict=True):
             sample.score, sample.image = value, as_output_type(sample.image, self.output_type)
             sample.nfe, sample.seconds = cost.nfe, cost.seconds
-        return LoTTSOutput(self.prompt, samples, best_index(samples), cost, self.settings)
+        made = made_with(self.backbone.scheduler, self.verifier)
+        return LoTTSOutput(self.prompt, samples, best_index(samples), cost, self.settings, made)
 
     def judge(self, images: Sequence[np.ndarray]) -> list[float]:
         """The verifier's scores of pictures."""
@@ -257,23 +242,73 @@ class Request:
             return score(self.verifier, images, [self.prompt] * len(images), self.backbone.device)
 
 
-def check_prompt(prompt: str, verifier: Judge) -> None:
+def check_numbers(
+    *,
+    num_candidates: int,
+    num_inference_steps: int,
+    batch_size: int = 1,
+    num_refinements: int = 0,
+    mask_ratio: float = 0.5,
+    mask_threshold: float | None = None,
+    noise_step: int | None = None,
+    guidance_scale: float | None = None,
+    true_cfg_scale: float = 1.0,
+    height: int | None = None,
+    width: int | None = None,
+    **resample: Any,
+) -> tuple[dict[str, Any], ResampleConfig]:
+    """The numbers of a run as plain ones and its setting of refinements; ValueError where one is out of range.
+
+    Needs no pipeline. ``resample``: arguments of ``ResampleConfig``.
+    """
+    check_ratio(mask_ratio)
+    check_threshold(mask_threshold)
+    steps = whole("num_inference_steps", num_inference_steps, 1)
+    plain = {
+        "num_candidates": whole("num_candidates", num_candidates, 1),
+        "num_refinements": whole("num_refinements", num_refinements),
+        "num_inference_steps": steps,
+        "batch_size": whole("batch_size", batch_size, 1),
+        "mask_ratio": real("mask_ratio", mask_ratio),
+        "mask_threshold": None if mask_threshold is None else real("mask_threshold", mask_threshold),
+        "guidance_scale": None if guidance_scale is None else real("guidance_scale", guidance_scale),
+        "true_cfg_scale": real("true_cfg_scale", true_cfg_scale),
+        "height": None if height is None else whole("height", height, 1),
+        "width": None if width is None else whole("width", width, 1),
+    }
+    config = ResampleConfig.of(steps, noise_step, **resample)
+    if plain["num_refinements"]:
+        config.check_masked(steps)
+    return plain | {name: getattr(config, name) for name in ("noise_step", *resample)}, config
+
+
+def check_prompt(prompt: str, verifier: Judge | None = None) -> None:
+    """TypeError, ValueError for what is no prompt, or none that the verifier can judge."""
     if not isinstance(prompt, str):
         raise TypeError(f"expected one prompt as a string, got {type(prompt).__name__}; call once a prompt")
     if not prompt.strip():
         raise ValueError("expected a prompt, got an empty string")
-    if hasattr(verifier, "check_prompt"):
+    if verifier is not None and hasattr(verifier, "check_prompt"):
         verifier.check_prompt(prompt)
 
 
 def seeds_from(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:
-    """Candidate seeds: s, s + 1, ... from one generator, one each from a list, or from a random start."""
+    """Candidate seeds: s, s + 1, ... from one generator, one each from a list, or from a random start.
+
+    They go on from 0 behind 2**64 - 1, the last that a generator takes.
+    """
     if generator is None:
         start = int(torch.randint(2**31, ()))
     elif isinstance(generator, torch.Generator):
         start = generator.initial_seed()
+    elif not isinstance(generator, (list, tuple)):
+        number = isinstance(generator, numbers.Integral)
+        raise TypeError(
+            f"expected generator to be a torch.Generator or a list of them, got {generator!r}: pass "
+            f"torch.Generator().manual_seed({generator if number else 0})"
+        )
     else:
         if len(generator) != count or not all(isinstance(g, torch.Generator) for g in generator):
             raise ValueError(f"expected one torch.Generator or a list of {count}, one a candidate, got {generator!r}")
         return [g.initial_seed() for g in generator]
-    return [start + i for i in range(count)]
+    return [(start + i) % 2**64 for i in range(count)]

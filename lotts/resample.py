@@ -76,6 +76,8 @@ def denoise(
         on_step: called with (step, latents) after each step; may return replacement latents.
         trace: records the run for sparse refinements of it.
     """
+    # First the schedule: by it Euler says how strong pure noise is.
+    backbone.restart(num_inference_steps, 0, size)
     if latents is None:
         latents = torch.cat([backbone.initial_latents(seed, size) for seed in seeds])
     # A plain run draws its later noise from the generator that drew the initial latents; so do we.
@@ -83,7 +85,6 @@ def denoise(
     for generator in generators or ():
         torch.randn((1, *latents.shape[1:]), generator=generator, dtype=latents.dtype)
     text, steps = text.repeat(len(seeds)), [latents]
-    backbone.restart(num_inference_steps, 0, size)
     for step in range(num_inference_steps):
         with watch(step, latents) if watch else nullcontext(), trace.step(step) if trace else nullcontext():
             prediction = backbone.predict(latents, step, text)

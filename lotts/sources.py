@@ -24,13 +24,20 @@ Heatmaps = dict[str, torch.Tensor]
 LatentsAt = Callable[[int], torch.Tensor]
 
 
+class NothingSeen(RuntimeError):
+    """A watch was not shown the steps in which there was something to see."""
+
+
 class Watch(Protocol):
     """One batch of B candidates under observation.
 
-    ``rows`` counts network rows spent beyond the candidates' own, ``judgements`` pictures decoded and shown to the verifier.
+    ``rows`` counts network rows spent beyond the candidates' own, ``captured`` those of the candidates' own in which attention
+    was read as well, ``judgements`` pictures decoded and shown to the verifier. ``maps`` raises ``NothingSeen`` where it was
+    shown too little.
     """
 
     rows: int
+    captured: int
     judgements: int
 
     def __enter__(self) -> Watch: ...
@@ -45,7 +52,8 @@ class MapSource(Protocol):
 
     ``seeds`` tells them apart, one each, whatever batch they are in. ``text`` is what one of them is conditioned on, its
     guidance included. ``rows`` tells the network rows that it will spend on one sample of ``backbone`` beyond the sample's own,
-    ``text_encodes`` the texts that a watch encodes.
+    ``text_encodes`` the texts that a watch encodes. A source may have ``check(backbone, prompt, steps)``, which raises
+    ValueError, before any compute, where it could find nothing.
     """
 
     name: str
@@ -86,20 +94,30 @@ class AttentionSource:
         config = self.config or backbone.localize
         return 2 * len(config.step_range("cross_steps", steps)) if self.contrast == "batch" else 0
 
+    def check(self, backbone: Backbone, prompt: str, steps: int) -> None:
+        """ValueError for a prompt without words, or a network whose attention layers cannot be captured."""
+        from lotts.capture.recorder import check_layers
+
+        config = self.config or backbone.localize
+        backbone.content_weights([prompt])
+        kinds = ("cross", "self") if config.spreads(steps) else ("cross",)
+        check_layers(backbone.network, config.layers, backbone.order, kinds=kinds, probes=self.contrast == "probes")
+
     def watch(self, backbone, prompt, seeds, size, steps, text) -> AttentionWatch:
+        self.check(backbone, prompt, steps)
         kind = AttentionWatch if self.contrast == "probes" else BatchAttentionWatch
         return kind(self.config or backbone.localize, backbone, prompt, len(seeds), size, steps, text)
 
 
 class AttentionWatch:
-    rows = judgements = 0
+    rows = captured = judgements = 0
 
     def __init__(
         self, config: LocalizeConfig, backbone: Backbone, prompt: str, batch: int, size, steps: int, text: Conditioning
     ) -> None:
         from lotts.capture import AttentionRecorder
 
-        self.config, self.backbone = config, backbone
+        self.config, self.backbone, self.propagate = config, backbone, config.spreads(steps)
         self.cross, self.self_ = (config.step_range(name, steps) for name in ("cross_steps", "self_steps"))
         self.recorder = AttentionRecorder(
             backbone.network,
@@ -138,10 +156,11 @@ class AttentionWatch:
         recorder = self.recorder
         recorder.record_cross = index in self.cross
         # A refinement may begin after the steps in which there was something to read.
-        recorder.record_self = self.config.propagate and index in self.self_ and self._seen
+        recorder.record_self = self.propagate and index in self.self_ and self._seen
         if recorder.record_self and recorder.columns is None:
             original, diff = self._contrasted()
             recorder.columns = torch.stack([original, diff], dim=1)
+        self.captured += len(latents) * (recorder.record_cross or recorder.record_self)
         yield
         recorder.record_cross = recorder.record_self = False
 
@@ -150,9 +169,13 @@ class AttentionWatch:
         return bool(self.recorder.layer_maps("cross"))
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
+        if not self._seen or (self.propagate and not self.recorder.layer_maps("self")):
+            raise NothingSeen(
+                f"attention is read in steps {self.cross} and {self.self_} of the run; none of some was shown"
+            )
         original, diff = self._contrasted()
         found = {"CA_orig": original, "CA_diff": diff}
-        if self.config.propagate:
+        if self.propagate:
             original, diff = self.recorder.self_maps().unbind(1)
             found |= {"CA'_orig": original, "CA'_diff": diff}
         return {**found, "P": reweight(diff, original, self.config)}
@@ -213,7 +236,7 @@ class BatchAttentionWatch(AttentionWatch):
 class LateWatch:
     """A watch that looks at nothing while samples are denoised, only at what came of them."""
 
-    rows = judgements = 0
+    rows = captured = judgements = 0
 
     def __enter__(self) -> LateWatch:
         return self
@@ -299,3 +322,12 @@ def map_source(source: str | MapSource, verifier: Judge) -> MapSource:
     if not hasattr(source, "watch"):
         raise TypeError(f"expected a map source with a watch() method, got {type(source).__name__}")
     return source
+
+
+def recorded_name(source: MapSource, verifier: Judge) -> str | None:
+    """The name by which ``map_source`` makes this very source again; None where it has arguments, or is none of ours."""
+    name = getattr(source, "name", None)
+    if name not in SOURCES or (name == "verifier" and not hasattr(verifier, "defect_maps")):
+        return None
+    again = map_source(name, verifier)
+    return name if type(again) is type(source) and vars(again) == vars(source) else None

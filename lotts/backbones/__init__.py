@@ -38,11 +38,20 @@ def family_of(pipe: Any) -> type[Backbone]:
     name = type(pipe).__name__
     message = f"expected a pipeline out of {', '.join(FAMILIES)}, got {name}"
     if is_diffusers(pipe, "DiffusionPipeline"):
-        (closest,) = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)
-        message += (
-            f": the closest is {closest}; {closest}.from_pipe(pipe) makes one of the components that the two share"
-        )
+        network = _denoiser(pipe)
+        alike = [pipeline for pipeline, family in FAMILIES.items() if family.denoiser == network]
+        (closest,) = difflib.get_close_matches(name, alike or FAMILIES, n=1, cutoff=0.0)
+        message += f": the closest is {closest}"
+        if alike:
+            message += f"; {closest}.from_pipe(pipe) makes one of the components that the two share"
     raise TypeError(f"{message} (lotts.supported() lists what works)")
+
+
+def _denoiser(pipe: Any) -> str:
+    """The class of the network that ``pipe`` denoises with, compiled or not."""
+    network = getattr(pipe, "transformer", None)
+    network = getattr(pipe, "unet", None) if network is None else network
+    return type(getattr(network, "_orig_mod", network)).__name__
 
 
 def capturable(pipe: Any) -> Backbone:
@@ -50,11 +59,9 @@ def capturable(pipe: Any) -> Backbone:
 
     Attention is captured in image-to-image or inpainting pipelines, and under any scheduler.
     """
-    networks = {"FluxTransformer2DModel": Flux, "SD3Transformer2DModel": StableDiffusion3}
-    transformer = getattr(pipe, "transformer", None)
-    transformer = type(getattr(transformer, "_orig_mod", transformer)).__name__
-    if transformer in networks:
-        return networks[transformer](pipe)
+    for family in (Flux, StableDiffusion3):
+        if _denoiser(pipe) == family.denoiser:
+            return family(pipe)
     if hasattr(pipe, "unet") and hasattr(pipe, "encode_prompt"):
         return (StableDiffusionXL if hasattr(pipe, "text_encoder_2") else StableDiffusion)(pipe)
     return family_of(pipe)(pipe)
@@ -64,4 +71,5 @@ def backbone_for(pipe: Any) -> Backbone:
     """The backbone that drives ``pipe``; TypeError or ValueError if it cannot be driven, with what to do."""
     backbone = family_of(pipe)(pipe)
     backbone.check_scheduler()
+    backbone.check_network()
     return backbone

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,12 +29,14 @@ class Backbone(ABC):
 
     Latents are [B, C, h, w] on the grid that masks live on, whatever the pipeline's own layout. The loop supported
     gives the stock pipeline's own numbers: ``LoTTS`` with seed s starts from the picture that
-    ``pipe(prompt, generator=torch.Generator().manual_seed(s))`` makes, bit for bit.
+    ``pipe(prompt, generator=torch.Generator().manual_seed(s))`` makes, bit for bit on a CPU and up to rounding on a GPU.
     """
 
     #: The diffusers class this drives, and the schedulers that it may have.
     pipeline_class: ClassVar[str]
     schedulers: ClassVar[tuple[str, ...]]
+    #: The diffusers class of its network.
+    denoiser: ClassVar[str]
     #: Of a transformer in which text and image attend to one another: the order of the tokens (``lotts.capture.joint``).
     order: ClassVar[str | None] = None
     #: Whether classifier-free guidance doubles the batch, unconditional rows first; else each prompt has its own pass.
@@ -57,6 +60,15 @@ class Backbone(ABC):
     def check_scheduler(self) -> None:
         """ValueError where sampling cannot restart in the middle with the pipeline's scheduler."""
         schedulers.check_restartable(self.scheduler, self.schedulers)
+
+    def check_network(self) -> None:
+        """ValueError where the network needs more than noise and prompts."""
+        kind = getattr(self.network.config, "encoder_hid_dim_type", None)
+        if kind not in (None, "text_proj"):
+            raise ValueError(
+                f"expected a network under text alone, got one with encoder_hid_dim_type {kind!r}: no image prompt is passed "
+                "on to it. Call pipe.unload_ip_adapter() if that is where it comes from"
+            )
 
     # --- what the family is
 
@@ -109,14 +121,25 @@ class Backbone(ABC):
         """The tokenizers whose tokens, one after the other, are those of an ``Embedding``, and how many each gives."""
 
     def content_weights(self, prompts: Sequence[str], *, template: str | None = None) -> torch.Tensor:
-        """Weight 1 on the tokens that carry the prompts' content, fp32 [B, L]; see ``lotts.capture.tokens``."""
+        """Weight 1 on the tokens that carry the prompts' content, fp32 [B, L]; see ``lotts.capture.tokens``.
+
+        Raises:
+            ValueError: a prompt has none, as one of emoji or punctuation alone.
+        """
         parts = [
             content_weights(tokenizer, self.spelled_out(prompts), template=template, max_length=length)[1]
             if tokenizer is not None
             else torch.zeros((len(prompts), length))
             for tokenizer, length in self.segments
         ]
-        return torch.cat(parts, dim=1)
+        weights = torch.cat(parts, dim=1)
+        for prompt, weight in zip(prompts, weights, strict=True):
+            if not weight.any():
+                raise ValueError(
+                    f"expected words among what the text encoder reads of a prompt, got none of {prompt!r}: there is no attention "
+                    "to map. Describe the picture in words, or do without attention, source='prediction'"
+                )
+        return weights
 
     def word_weights(self, prompt: str, words: Sequence[str]) -> torch.Tensor:
         """Weight 1 on the tokens of every occurrence of each word, fp32 [L, W]."""
@@ -170,8 +193,10 @@ class Backbone(ABC):
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         if height <= 0 or width <= 0 or height % self.multiple or width % self.multiple:
+            fits = (max(1, round(side / self.multiple)) * self.multiple for side in (height, width))
             raise ValueError(
-                f"expected a height and width that are multiples of {self.multiple}, got {height} x {width}"
+                f"expected a height and width that are multiples of {self.multiple}, got {height} x {width}: the nearest that "
+                f"fits is {' x '.join(map(str, fits))}"
             )
         return height // self.cell, width // self.cell
 
@@ -205,14 +230,21 @@ class Backbone(ABC):
 
     def encode_image(self, image: Image.Image) -> torch.Tensor:
         """The mode of the autoencoder's posterior, scaled: [1, C, h, w]."""
-        vae = self.pipe.vae
-        pixels = self.pipe.image_processor.preprocess(image.convert("RGB")).to(self.device, vae.dtype)
-        return self.from_autoencoder(self._normalised(vae.encode(pixels).latent_dist.mode()).to(self.dtype))
+        with self.autoencoder() as vae:
+            pixels = self.pipe.image_processor.preprocess(image.convert("RGB")).to(self.device, vae.dtype)
+            latents = vae.encode(pixels).latent_dist.mode()
+        return self.from_autoencoder(self._normalised(latents).to(self.dtype))
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures as float32 [B, H, W, 3] in [0, 1]."""
-        images = self.pipe.vae.decode(self._denormalised(self.to_autoencoder(latents)), return_dict=False)[0]
+        with self.autoencoder() as vae:
+            images = vae.decode(self._denormalised(self.to_autoencoder(latents)), return_dict=False)[0]
         return self.pipe.image_processor.postprocess(images, output_type="np")
+
+    @contextmanager
+    def autoencoder(self) -> Iterator[Any]:
+        """Within the context the autoencoder is as encoding and decoding need it; afterwards as it was."""
+        yield self.pipe.vae
 
     def _normalised(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the autoencoder makes them, to the network's mean and scale."""

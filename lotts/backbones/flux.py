@@ -19,6 +19,7 @@ class Flux(Backbone):
 
     pipeline_class = "FluxPipeline"
     schedulers = FLOW_MATCHING
+    denoiser = "FluxTransformer2DModel"
     order = TEXT_IMAGE
     prediction_levels = (0.35,)
     notes = (

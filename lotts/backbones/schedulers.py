@@ -38,14 +38,15 @@ def linear_update(scheduler: Any, step: int, eta: float = 0.0) -> LinearUpdate |
         scheduler: a diffusers scheduler whose ``set_timesteps`` has been called. The Euler family's ``scale_model_input``
             acts before the model and is not part of the update.
         step: from 0 to the number of steps - 1.
-        eta: share of fresh noise, 0 (as the scheduler does) to 1. In DDIM 1 is DDPM; in flow matching it is the stochastic
-            equation with the same marginals and diffusion g = eta * 3 t^2. The Euler family has no such choice.
+        eta: share of fresh noise, 0 (as the scheduler does) to 1. In DDIM 1 is DDPM, in Euler it is Euler ancestral; in flow
+            matching it is the stochastic equation with the same marginals and diffusion g = eta * 3 t^2, but for the last step,
+            whose noise nothing would remove.
     """
     name = type(scheduler).__name__
     if name == "DDIMScheduler":
         return _ddim(scheduler, step, eta)
     if name == "EulerDiscreteScheduler":
-        return _euler(scheduler, step)
+        return _euler_ancestral(scheduler, step, eta) if eta else _euler(scheduler, step)
     if name == "EulerAncestralDiscreteScheduler":
         return _euler_ancestral(scheduler, step)
     if name == "FlowMatchEulerDiscreteScheduler":
@@ -74,15 +75,22 @@ def check_restartable(scheduler: Any, names: tuple[str, ...]) -> None:
     """ValueError where ``scheduler`` is none of ``names``, or set to draw noise that cannot be told apart by sample."""
     name = type(scheduler).__name__
     if name not in names:
+        # What other schedulers' configurations do not name would be DDIM's default, which clamps latents.
+        clip = ", clip_sample=False" if names[0] == "DDIMScheduler" else ""
         raise ValueError(
             f"expected a scheduler that can restart in the middle ({', '.join(names)}), got {name}: set "
-            f"pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config)"
+            f"pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config{clip})"
         )
     algorithm = scheduler.config.get("algorithm_type", None)
     if algorithm is not None and algorithm not in ("dpmsolver++", "dpmsolver"):
         raise ValueError(
             f"expected DPMSolverMultistepScheduler with algorithm_type 'dpmsolver++', got {algorithm!r}: set pipe.scheduler = "
             "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type='dpmsolver++')"
+        )
+    if algorithm is not None and scheduler.config.get("use_flow_sigmas", False):
+        raise ValueError(
+            "expected DPMSolverMultistepScheduler with use_flow_sigmas=False, got True: set pipe.scheduler = "
+            "DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_flow_sigmas=False)"
         )
 
 
@@ -171,11 +179,11 @@ def _euler(scheduler: Any, step: int) -> LinearUpdate | None:
     return _euler_to(sigma_next, sigma, _clean_estimate(scheduler, sigma))
 
 
-def _euler_ancestral(scheduler: Any, step: int) -> LinearUpdate | None:
+def _euler_ancestral(scheduler: Any, step: int, eta: float = 1.0) -> LinearUpdate | None:
     """Euler to below sigma_next, then fresh noise up to it; variances add up: down**2 + up**2 = sigma_next**2."""
     sigma, sigma_next = _sigmas(scheduler, step)
-    down = sigma_next**2 / sigma
-    up = sigma_next * sqrt(1 - (sigma_next / sigma) ** 2)
+    up = eta * sigma_next * sqrt(1 - (sigma_next / sigma) ** 2)
+    down = sqrt(sigma_next**2 - up**2)
     return _euler_to(down, sigma, _clean_estimate(scheduler, sigma), noise=up)
 
 
@@ -190,6 +198,8 @@ def _flow_match(scheduler: Any, step: int) -> LinearUpdate:
 def _flow_sde(scheduler: Any, step: int, eta: float) -> LinearUpdate:
     """Euler-Maruyama on dx = (-v + g^2 score / 2) dt + g dW, with score = -(x + (1 - t) v) / t and g = eta * 3 t^2."""
     t, t_next = _sigmas(scheduler, step)
+    if t_next == 0:
+        return LinearUpdate(1.0, -t)
     g, dt = eta * 3 * t**2, t - t_next
     drift = 0.5 * g**2 * dt / t if t > 0 else 0.0
     return LinearUpdate(1 - drift, -dt - drift * (1 - t), noise=g * sqrt(dt))

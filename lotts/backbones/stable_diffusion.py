@@ -15,6 +15,16 @@ from lotts.backbones.schedulers import VARIANCE_PRESERVING
 class StableDiffusion(Backbone):
     pipeline_class = "StableDiffusionPipeline"
     schedulers = VARIANCE_PRESERVING
+    denoiser = "UNet2DConditionModel"
+
+    def check_network(self) -> None:
+        super().check_network()
+        size = self.pipe.unet.config.time_cond_proj_dim
+        if size is not None:
+            raise ValueError(
+                "expected a U-Net under classifier-free guidance, got one that takes guidance as an input (time_cond_proj_dim "
+                f"{size}, as LCM's): use the pipeline of the model that it was distilled from"
+            )
 
     @property
     def network(self) -> torch.nn.Module:

@@ -16,6 +16,7 @@ from lotts.capture.joint import IMAGE_TEXT
 class StableDiffusion3(Backbone):
     pipeline_class = "StableDiffusion3Pipeline"
     schedulers = FLOW_MATCHING
+    denoiser = "SD3Transformer2DModel"
     order = IMAGE_TEXT
     prediction_levels = (0.35,)  # FLUX's, the nearest relative that was measured
     notes = ("no skip-layer guidance",)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,10 @@ from lotts.backbones.stable_diffusion import StableDiffusion
 
 class StableDiffusionXL(StableDiffusion):
     pipeline_class = "StableDiffusionXLPipeline"
-    notes = ("the base model alone: no refiner, and the picture's own size as original and target size",)
+    notes = (
+        "the base model alone: no refiner, and the picture's own size as original and target size",
+        "an empty negative_prompt is none at all: zeros where the checkpoint asks for them",
+    )
 
     def encode_prompt(self, prompt, negative_prompt="", guidance_scale=1.0, true_cfg_scale=1.0) -> Conditioning:
         self.ordinary_guidance(true_cfg_scale)
@@ -44,17 +49,25 @@ class StableDiffusionXL(StableDiffusion):
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures as float32 [B, H, W, 3] in [0, 1], with the pipeline's own watermark where it has one."""
-        vae, pipe = self.pipe.vae, self.pipe
-        # Its first autoencoder overflows in float16.
-        upcast = vae.dtype == torch.float16 and vae.config.force_upcast
-        if upcast:
-            vae.to(dtype=torch.float32)
-        images = vae.decode(self._denormalised(latents.to(vae.dtype)), return_dict=False)[0]
-        if upcast:
-            vae.to(dtype=torch.float16)
+        pipe = self.pipe
+        with self.autoencoder() as vae:
+            images = vae.decode(self._denormalised(latents.to(vae.dtype)), return_dict=False)[0]
         if getattr(pipe, "watermark", None) is not None:
             images = pipe.watermark.apply_watermark(images)
         return pipe.image_processor.postprocess(images, output_type="np")
+
+    @contextmanager
+    def autoencoder(self) -> Iterator[Any]:
+        """In float32 where it says so and would work in float16: the first one that SDXL came with overflows there."""
+        vae = self.pipe.vae
+        upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+        if upcast:
+            vae.to(dtype=torch.float32)
+        try:
+            yield vae
+        finally:
+            if upcast:
+                vae.to(dtype=torch.float16)
 
     def _normalised(self, latents: torch.Tensor) -> torch.Tensor:
         statistics = self._statistics(latents)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lotts.capture.patch import attention_modules
-from lotts.capture.recorder import AttentionRecorder, CaptureReport, LayerFilter, Probe, layer_filter
+from lotts.capture.recorder import AttentionRecorder, CaptureReport, LayerFilter, Probe, check_layers, layer_filter
 from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, find_word
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def capture(
 ) -> Iterator[Maps]:
     """Capture cross-attention maps of the pipeline calls made within the context; what they return is unchanged.
 
+    On a CPU it is so to the bit; a GPU's kernels round otherwise than the plain attention's.
+
         with lotts.capture(pipe, "a red cat", words=["red", "cat"]) as maps:
             image = pipe("a red cat").images[0]
         maps["cat"]  # [h, w]
@@ -111,8 +113,9 @@ def capture(
 
     Raises:
         TypeError, ValueError: before any computation, for a pipeline of another kind, an empty prompt, a word that is
-            in none of the prompts, or a name in `layers` that no layer has.
-        RuntimeError: on entering, when no attention layer is supported; on leaving, when nothing was recorded.
+            in none of the prompts, a prompt without words, a name in `layers` that no layer has, or when no attention
+            layer is supported.
+        RuntimeError: on leaving, when nothing was recorded.
     """
     from lotts.backbones import capturable  # which itself needs this package
 
@@ -120,6 +123,7 @@ def capture(
     prompts = _checked_prompts(prompt)
     weight = _columns(backbone, prompts, words)
     selected = layer_filter(layers, list(attention_modules(backbone.network)))
+    check_layers(backbone.network, selected, backbone.order, kinds=("cross",), probes=quality)
     default_height, default_width = backbone.default_size
     recorder = AttentionRecorder(
         backbone.network,

@@ -65,39 +65,57 @@ class JointStream:
 def joint_stream(model: nn.Module, recorder: AttentionRecorder) -> Iterator[None]:
     """Within the context every forward of ``model`` tells ``recorder`` its stream, with probes where the recorder wants them.
 
-    A pass that the pipeline marks as unconditional (``cache_context("uncond")``) has no stream and is not recorded.
+    A pass that is not the prompt's own (``_Passes``) has no stream and is not recorded.
     """
     model = getattr(model, "_orig_mod", model)
     names = list(signature(type(model).forward).parameters)[1:]
     passes = _Passes(model)
-    original = model.forward
+    # Below accelerate's hook where there is one: a pipeline's call ends by taking hooks off, and what they replaced `forward` with.
+    place = "_old_forward" if hasattr(model, "_hf_hook") and hasattr(model, "_old_forward") else "forward"
+    original: Any = getattr(model, place)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(names, args, strict=False))
         recorder.stream = None
-        if passes.conditional:
+        if passes.conditional(kwargs):
             recorder.stream = _stream(model, recorder, kwargs)
             if recorder.stream.probes:
                 _append_probes(recorder, kwargs)
         return original(**kwargs)
 
     try:
-        with replaced(model, forward=forward, cache_context=passes.cache_context):
+        with replaced(model, **{place: forward}, cache_context=passes.cache_context):
             yield
     finally:
         recorder.stream = None
 
 
 class _Passes:
-    """Which pass of a step is running, by the name that the pipeline gives it for its caches."""
+    """Whose pass of a step is running: the prompt's, the negative prompt's, or one without some layers (Stable Diffusion 3).
+
+    A pipeline may name its passes for its caches ("cond", "uncond"). One that does not runs the negative prompt, where that has
+    a pass of its own, as the second on the very same latents.
+    """
 
     def __init__(self, model: Any) -> None:
         self.original = getattr(model, "cache_context", None)
-        self.conditional = True
+        self.name: str | None = None
+        self.latents: torch.Tensor | None = None
+
+    def conditional(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the forward with these arguments, which is about to run, is the prompt's own."""
+        if kwargs.get("skip_layers") is not None:
+            return False
+        if self.name is not None:
+            return self.name != "uncond"
+        latents = kwargs["hidden_states"]
+        second = latents is self.latents
+        self.latents = None if second else latents
+        return not second
 
     @contextmanager
     def cache_context(self, name: str) -> Iterator[None]:
-        self.conditional = name != "uncond"
+        before, self.name = self.name, name
         try:
             if self.original is None:
                 yield
@@ -105,7 +123,7 @@ class _Passes:
                 with self.original(name):
                     yield
         finally:
-            self.conditional = True
+            self.name = before
 
 
 def _stream(model: Any, recorder: AttentionRecorder, kwargs: dict[str, Any]) -> JointStream:

@@ -12,7 +12,7 @@ from lotts.capture.grids import resize_maps, token_grids
 from lotts.capture.joint import IMAGE_TEXT, TEXT_IMAGE, JointStream, joint_stream
 from lotts.capture.joint_layers import JointAttentionLayer
 from lotts.capture.layers import CrossAttentionLayer, LayerRecorder, SelfAttentionLayer
-from lotts.capture.patch import attention_modules, patched_attention, unsupported_reason
+from lotts.capture.patch import Model, attention_modules, patched_attention, unsupported_reason
 
 Probe = tuple[torch.Tensor, torch.Tensor]
 LayerFilter = Callable[[str], bool] | Sequence[str] | None
@@ -61,8 +61,9 @@ class AttentionRecorder:
     Under `torch.compile` the first recorded forward makes the buffers and the second compiles once more.
 
     Raises:
-        ValueError: shapes that do not fit, or a name in `layers` that matches no layer.
-        RuntimeError: on entering, when the model is already patched or none of its attention layers is supported.
+        ValueError: shapes that do not fit, or a name in `layers` that matches no layer; on entering, when none of the
+            model's attention layers is supported.
+        RuntimeError: on entering, when the model is already patched.
     """
 
     def __init__(
@@ -129,22 +130,15 @@ class AttentionRecorder:
     def __enter__(self) -> "AttentionRecorder":
         previous, self._layers, self._native = self._layers, {}, {}
         modules = attention_modules(self.model)
+        probes = self.positive is not None or self.negative is not None
+        self._native = check_layers(modules, self._selected, self.order, probes=probes)
         for name, attn in modules.items():
-            if not self._selected(name) and not self.order:
-                continue
-            reason = unsupported_reason(attn) if self.order else _native_reason(attn)
-            if reason is not None and self.order and (self.positive or self.negative):
-                raise RuntimeError(f"cannot carry probe tokens through {name}: {reason}")
-            if reason is not None:
-                self._native[name] = reason
+            if name in self._native or not (self.order or self._selected(name)):
                 continue
             layer = previous.get(name) or self._layer(name, attn)
             if isinstance(layer, CrossAttentionLayer):
                 layer.forget_keys()
             self._layers[name] = layer
-        if not self._layers:
-            found = ", ".join(sorted(set(self._native.values()))) or "it has no attention layers"
-            raise RuntimeError(f"nothing to capture in {type(self.model).__name__}: {found}")
         with ExitStack() as stack:
             stack.enter_context(patched_attention(modules, self._layers))
             if self.order:
@@ -216,6 +210,45 @@ class AttentionRecorder:
         selected = layer_filter(layers, list(recorded))
         chosen = [resize_maps(maps.mean(1), self.latent_size) for name, maps in recorded.items() if selected(name)]
         return torch.stack(chosen).mean(0)
+
+
+def check_layers(
+    model: Model,
+    layers: LayerFilter = None,
+    order: str | None = None,
+    *,
+    kinds: Sequence[str] = (),
+    probes: bool = False,
+) -> dict[str, str]:
+    """Why layers of a model cannot be captured, by name; ValueError, with what to do, where too few are left.
+
+    Args:
+        layers, order: as `AttentionRecorder` takes them.
+        kinds: "cross" and "self" where a layer of that kind is needed in a U-Net; without any, one layer of either.
+        probes: whether tokens ride along in a joint sequence, which takes all of its layers.
+    """
+    modules = attention_modules(model)
+    selected = layer_filter(layers, list(modules)) if modules else bool
+    asked: dict[str, Any] = {name: attn for name, attn in modules.items() if order or selected(name)}
+    reasons = {name: unsupported_reason(attn) if order else _native_reason(attn) for name, attn in asked.items()}
+    native = {name: reason for name, reason in reasons.items() if reason is not None}
+    remedy = (
+        "load the transformer with the attention processors that diffusers gives it"
+        if order
+        else "set those that can be captured, pipe.unet.set_attn_processor(AttnProcessor2_0())"
+    ) + ", or do without attention, source='prediction'"
+    if order and probes and native:
+        name, reason = next(iter(native.items()))
+        raise ValueError(f"cannot carry probe tokens through {name}: {reason}; {remedy}")
+    left = [attn for name, attn in asked.items() if name not in native]
+    # A joint layer is of both kinds.
+    found = {"cross", "self"} if order else {"cross" if attn.is_cross_attention else "self" for attn in left}
+    missing = [kind for kind in kinds if kind not in found]
+    if not left or missing:
+        told = ", ".join(sorted(set(native.values()))) or "it has no such layers"
+        what = f"no {' and no '.join(missing)}-attention" if left else "nothing"
+        raise ValueError(f"{what} to capture in this model: {told}; {remedy}")
+    return native
 
 
 def layer_filter(layers: LayerFilter, names: Sequence[str]) -> Callable[[str], bool]:

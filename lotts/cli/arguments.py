@@ -38,13 +38,20 @@ def add_method(parser: argparse.ArgumentParser, *, refinements: int, background:
         "N",
         "step, counted from pure noise, to restart from (default: half of the steps)",
     )
-    add(parser, "--global-steps", int, 2, "N", "last steps that denoise the whole picture, so that seams vanish")
+    add(
+        parser,
+        "--global-steps",
+        int,
+        None,
+        "N",
+        "last steps that denoise the whole picture, so that seams vanish (default: 2, or as few as leave a masked one)",
+    )
     choices = "replay|fixed|fresh|clean" if background == "replay" else "fixed|fresh|clean"
     add(parser, "--background", str, background, choices, "what stands outside the mask while it is refined")
     add(parser, "--source", str, "attention", "attention|prediction|verifier", "where defect maps come from")
     modes = "dense|stale|trace" if background == "replay" else "dense|stale"
     add(parser, "--sparse", str, "dense", modes, "what masked steps compute: all, or the mask beside what is stored")
-    add(parser, "--refresh-every", int, None, "N", "stale: masked steps between dense ones (default: one midway)")
+    add(parser, "--refresh-every", int, None, "N", "stale: every N-th masked step is dense (default: 2)")
     parser.add_argument("--sparse-offload", action="store_true", help="keep what is stored in the CPU's memory")
     parser.add_argument(
         "--pixel-paste",

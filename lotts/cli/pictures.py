@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lotts.cli.arguments import STYLE, add, add_method, add_run, model_settings
 
 if TYPE_CHECKING:
+    import torch
+
     from lotts.output import LoTTSOutput
 
 GENERATE = """\
@@ -33,8 +37,8 @@ examples:
   lotts replay out
   lotts replay out/manifest.json --out again
 
-Exits with 0 when every picture is the recorded one bit for bit, and with 1 when any differs. Bits are the same on
-the same versions, processor and number of threads.
+Exits with 0 when every picture is the recorded one bit for bit, with its score, and the same one was picked; with 1 when
+anything differs. Bits are the same on the same versions, weights, processor and number of threads.
 """
 
 
@@ -66,33 +70,44 @@ def add_commands(commands: Any) -> None:
 def _generate(args: argparse.Namespace) -> int:
     from lotts.pipeline import LoTTS
 
-    pipe, settings, context = _prepare(args)
+    own = {"num_candidates": args.candidates, "height": args.height, "width": args.width}
+    pipe, settings, context = _prepare(args, **own)
     lotts = LoTTS(pipe, settings.pop("verifier"), source=settings.pop("source"))
-    settings.update(num_candidates=args.candidates, height=args.height, width=args.width)
     with _progress(args, args.candidates, settings) as tick:
-        output = lotts(args.prompt, callback_on_step_end=tick, **settings)
+        output = lotts(args.prompt, callback_on_step_end=tick, **settings, **own)
     return _finish(output, args.out, context)
 
 
 def _repair(args: argparse.Namespace) -> int:
-    from lotts.repairs import repair
+    from lotts.repairs import check_without_run, read_mask, read_picture, repair
 
-    pipe, settings, context = _prepare(args)
+    picture = read_picture(args.image)
+    mask = None if args.mask is None else read_mask(args.mask)
+    check_without_run(args.background, args.sparse)
+    pipe, settings, context = _prepare(args, num_candidates=1)
     with _progress(args, 0, settings) as tick:
-        output = repair(pipe, args.image, args.prompt, args.mask, callback_on_step_end=tick, **settings)
+        output = repair(pipe, picture, args.prompt, mask, callback_on_step_end=tick, **settings)
     return _finish(output, args.out, context)
 
 
-def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The pipeline, the arguments that ``LoTTS`` and ``repair`` share, and what the manifest is to say of both."""
-    import torch
+def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The pipeline, the arguments that ``LoTTS`` and ``repair`` share, and what the manifest is to say of both.
 
-    from lotts.models import dtype_name, load_pipeline
+    All that needs no pipeline is checked first, so that nothing is loaded or downloaded in vain. ``own``: a command's own
+    numbers.
+    """
+    from lotts.models import check_device, check_dtype, dtype_name, load_pipeline
+    from lotts.request import check_numbers, check_prompt
+    from lotts.sources import map_source
+    from lotts.verifiers import check_name, load
 
     settings = model_settings(args)
-    pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype)
-    settings |= {
-        "source": args.source,
+    name = settings.pop("verifier")
+    check_name(name)
+    check_device(args.device)
+    check_dtype(args.dtype)
+    check_prompt(args.prompt)
+    method = {
         "num_refinements": args.refinements,
         "mask_ratio": args.mask_ratio,
         "mask_threshold": args.mask_threshold,
@@ -100,19 +115,45 @@ def _prepare(args: argparse.Namespace) -> tuple[Any, dict[str, Any], dict[str, A
         "noise_step": args.noise_step,
         "background": args.background,
         "global_steps": args.global_steps,
-        "generator": torch.Generator().manual_seed(args.seed),
         "sparse": args.sparse,
         "refresh_every": args.refresh_every,
         "sparse_offload": args.sparse_offload,
+    }
+    numbers = {key: value for key, value in settings.items() if key != "negative_prompt"}
+    check_numbers(**numbers, **method, **own)
+    generator = _seeded(args.seed)
+    check_folder(args.out)
+    verifier = load(name)
+    check_prompt(args.prompt, verifier)
+    map_source(args.source, verifier)
+    pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype)
+    settings |= {
+        **method,
+        "verifier": verifier,
+        "source": args.source,
+        "generator": generator,
         "pixel_paste": args.pixel_paste,
     }
-    context = {
-        "model": args.model,
-        "verifier": settings["verifier"],
-        "dtype": dtype_name(pipe.dtype),
-        "device": pipe.device,
-    }
+    context = {"model": args.model, "verifier": name, "dtype": dtype_name(pipe.dtype), "device": pipe.device}
     return pipe, settings, context
+
+
+def check_folder(out: str) -> None:
+    """ValueError for a folder that can neither be written to nor made."""
+    folder = Path(out).absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ValueError(f"expected a folder as --out, got {out}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"expected a folder that can be written to as --out, got {out}: {there} is not open to you")
+
+
+def _seeded(seed: int) -> torch.Generator:
+    import torch
+
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"expected --seed from -2**63 to 2**64 - 1, got {seed}")
+    return torch.Generator().manual_seed(seed)
 
 
 @contextmanager
@@ -162,15 +203,22 @@ def _replay(args: argparse.Namespace) -> int:
     from lotts.replays import replay
     from lotts.report import save_output
 
+    if args.out is not None:
+        check_folder(args.out)
     replayed = replay(args.manifest)
     print(summary(replayed.output))
+    samples = replayed.manifest.samples
     if args.out is not None:
-        context = {name: getattr(replayed.manifest, name) for name in CONTEXT}
+        context = {name: getattr(replayed.manifest, name) for name in CONTEXT} | {"device": replayed.device}
         print(f"{save_output(replayed.output, args.out, context)}: written")
     if replayed.exact:
-        print(f"all {len(replayed.output.samples)} pictures are the recorded ones, bit for bit")
+        print(f"all {len(samples)} pictures are the recorded ones, bit for bit, with the recorded scores")
         return 0
-    print(f"{len(replayed.differences)} of {len(replayed.output.samples)} pictures differ:")
-    for difference in replayed.differences:
-        print(f"  {difference}")
+    for found, what in ((replayed.differences, "pictures"), (replayed.rescored, "scores")):
+        if found:
+            print(f"{len(found)} of {len(samples)} {what} differ:")
+            print("\n".join(f"  {difference}" for difference in found))
+    if not replayed.same_best:
+        now, then = replayed.output.best, replayed.manifest.best
+        print(f"the best is {samples[now].file} now, {samples[then].file} then")
     return 1

@@ -74,7 +74,7 @@ def add_commands(commands: Any) -> None:
     sweep = commands.add_parser("sweep", help="vary a method's settings", epilog=SWEEP, **STYLE)
     sweep.set_defaults(run=_sweep)
     _add_study(sweep)
-    add(sweep, "--method", str, "lotts", "M", "a method that looks for defects")
+    add(sweep, "--method", str, "lotts", "M", "a method that looks for defects, options in brackets")
     sweep.add_argument(
         "--vary",
         action="append",
@@ -118,16 +118,20 @@ def _ablate(args: argparse.Namespace) -> int:
     from lotts.compare.variants import FULL, ablations
 
     whole = Variant.parse(args.method)
+    if whole.source != "attention":
+        raise ValueError(f"expected the attention's mask to take apart, got source={whole.source}")
     return _run(args, ablations(whole.method, whole.options, known=args.known_masks), FULL, "ablation")
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    from lotts.compare import Variant
     from lotts.compare.variants import default_of, default_sweep, sweeps
 
-    steps = model_settings(args)["num_inference_steps"]
-    values = _values(args.vary) if args.vary else default_sweep(args.method, steps)
-    variants = sweeps(args.method, values, steps)
-    return _run(args, variants, default_of(args.method, variants, steps), "sweep")
+    steps, whole = model_settings(args)["num_inference_steps"], Variant.parse(args.method)
+    values = _values(args.vary) if args.vary else default_sweep(whole.method, steps)
+    rest = (whole.options, whole.source)
+    variants = sweeps(whole.method, values, steps, *rest)
+    return _run(args, variants, default_of(whole.method, variants, steps, *rest), "sweep")
 
 
 def _values(vary: list[str]) -> dict[str, list[Any]]:
@@ -144,12 +148,13 @@ def _values(vary: list[str]) -> dict[str, list[Any]]:
 
 def _run(args: argparse.Namespace, variants: list[Variant], reference: str, form: str) -> int:
     from lotts.compare import Study, compare
+    from lotts.compare.judges import load_metric
     from lotts.compare.runner import versions_of
     from lotts.compare.study import split
     from lotts.prompts import load_prompts
 
     settings = model_settings(args)
-    verifier = settings.pop("verifier")
+    verifier, metrics = settings.pop("verifier"), split(args.metrics)
     study = Study(
         prompts=load_prompts(args.prompts, args.limit),
         variants=variants,
@@ -157,10 +162,11 @@ def _run(args: argparse.Namespace, variants: list[Variant], reference: str, form
         seeds=args.seeds,
         model=args.model,
         verifier=verifier,
-        metrics=split(args.metrics),
+        metrics=metrics,
         reference=reference,
         settings={**settings, "height": args.height, "width": args.width},
         versions=versions_of(args.model, verifier),
+        metric_versions={name: load_metric(name).version for name in metrics},
         device=args.device,
         dtype=args.dtype,
         threads=args.threads,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lotts.compare.curves import AXES, curves_of
-from lotts.compare.records import read_failure, read_record, sweep_up
+from lotts.compare.plots import FORMS
+from lotts.compare.records import read_failure, read_record, sweep_up, unasked
 from lotts.compare.runner import Runner, missing_items, run_here
 from lotts.compare.study import Study, Variant
 from lotts.compare.table import Row, as_csv, as_json, as_markdown, rows_of
@@ -58,10 +59,14 @@ def compare(
     Raises:
         ValueError, FileNotFoundError, ImportError: something does not fit; raised before any compute.
     """
+    if form not in FORMS:
+        raise ValueError(f"expected a plot out of {', '.join(FORMS)}, got {form!r}")
     out = Path(out)
     runner = Runner(study, out)
     runner.check()
     left = missing_items(study, out)
+    # A model that cannot be loaded, or an option that no item can be made with, is no failure of an item.
+    runner.check_options([item for item in left if read_record(out, item) is None])
     total = len({item.key for item in study.items()})
     if workers:
         from lotts.compare.fleet import run_on_ray
@@ -81,7 +86,7 @@ def write_results(study: Study, out: Path, form: str = "scaling") -> tuple[list[
     from lotts.compare.plots import draw
 
     done = [(item, record) for item in study.items() if (record := read_record(out, item)) is not None]
-    done = [(item, record) for item, record in done if set(study.metrics) <= set(record["metrics"])]
+    done = [(item, record) for item, record in done if not unasked(study, record)]
     rows, curves = rows_of(study, done), curves_of(study, done)
     text = as_markdown(study, rows)
     timed = [point for point in curves if point.axis == AXES[-1]]

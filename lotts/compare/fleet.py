@@ -76,7 +76,7 @@ class _Fleet:
                 worker, item = at_work.pop(ready)
                 try:
                     failed += not self.ray.get(ready)
-                except self.ray.exceptions.RayActorError as error:
+                except self.ray.exceptions.RayError as error:
                     tries[item.key] += 1
                     if tries[item.key] < TRIES:
                         waiting.append(item)

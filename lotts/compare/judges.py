@@ -14,10 +14,12 @@ CHECKED = ("objects_right", "scene_right")
 
 
 class Metric(Protocol):
-    """``columns`` names the numbers that a call on a picture, uint8 [H, W, 3], and its prompt gives."""
+    """``columns`` names the numbers that a call on a picture, uint8 [H, W, 3], and its prompt gives; ``version`` who says so."""
 
     @property
     def columns(self) -> tuple[str, ...]: ...
+    @property
+    def version(self) -> str: ...
     def check_prompt(self, prompt: str) -> None: ...
     def __call__(self, pixels: np.ndarray, prompt: str) -> list[float]: ...
 
@@ -26,6 +28,12 @@ class CheckerMetric:
     """The exact checker of scenes of shapes: the share of objects that are right, and whether the whole scene is."""
 
     columns = CHECKED
+
+    @property
+    def version(self) -> str:
+        from lotts.shapes.checker import VERSION
+
+        return f"checker-{VERSION}"
 
     def check_prompt(self, prompt: str) -> None:
         from lotts.shapes.scenes import parse
@@ -48,6 +56,7 @@ class VerifierMetric:
         if getattr(self.judge, "relative", False):
             raise ValueError(f"expected one verifier as a metric, got the ensemble {name}: its scores have no scale")
         self.columns, self.device = (name,), device
+        self.version = str(getattr(self.judge, "version", name))
 
     def check_prompt(self, prompt: str) -> None:
         check: Any = getattr(self.judge, "check_prompt", None)

@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import socket
-import tempfile
+import time
 import traceback
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,20 @@ from lotts.search import METHODS
 
 NAME, FORMAT = "item.json", 1
 UNFINISHED = ".unfinished-"
-COUNTS = ("nfe", "network_rows", "localization_rows", "tokens", "text_encodes", "vae_decodes", "verifier_calls")
+COUNTS = (
+    *(
+        "nfe",
+        "network_rows",
+        "localization_rows",
+        "capture_rows",
+        "tokens",
+        "text_encodes",
+        "vae_encodes",
+        "vae_decodes",
+    ),
+    *("verifier_calls", "sparse_rows", "stored_bytes", "notes"),
+)
+_ABANDONED = 3600  # seconds after which nobody is writing any more
 
 
 def folder_of(out: Path, item: Item) -> Path:
@@ -32,10 +46,10 @@ def folder_of(out: Path, item: Item) -> Path:
 
 
 def read_record(out: Path, item: Item) -> dict[str, Any] | None:
-    """What an item left, or None where it is not done."""
+    """What an item left, or None where it is not done, or was cut short by a machine that went down."""
     try:
         record = json.loads((folder_of(out, item) / NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
     if record.get("format") != FORMAT:
         raise ValueError(f"expected an item of format {FORMAT} in {folder_of(out, item)}, got {record.get('format')}")
@@ -45,7 +59,10 @@ def read_record(out: Path, item: Item) -> dict[str, Any] | None:
 def write_record(
     out: Path, study: Study, item: Item, output: LoTTSOutput, environment: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write an item's folder under another name, then rename it: it is whole or not there."""
+    """Write an item's folder under another name, then rename it: it is whole or not there.
+
+    Where another process has made the item meanwhile, its record counts.
+    """
     points = leaders(output.samples, METHODS[item.variant.method].keeps_best)
     pngs = {f"{point['sample']:03}.png": png_bytes(output.samples[point["sample"]].pixels) for point in points}
     record = {
@@ -68,6 +85,7 @@ def write_record(
         "cost": {name: getattr(output.cost, name) for name in COUNTS},
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in pngs.items()},
         "metrics": {},
+        "metric_versions": {},
         "timings": {
             "seconds": output.cost.seconds,
             "stages": output.cost.stages,
@@ -79,26 +97,48 @@ def write_record(
     }
     target = folder_of(out, item)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=target.parent))
+    temporary = target.parent / f"{UNFINISHED}{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
         for name, data in pngs.items():
             (temporary / name).write_bytes(data)
         (temporary / NAME).write_text(_text(record), encoding="utf-8")
-        os.rename(temporary, target)
+        if target.exists() and read_record(out, item) is None:
+            shutil.rmtree(target)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if (theirs := read_record(out, item)) is None:
+                raise
+            return theirs
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
 
 
 def sweep_up(out: Path) -> None:
-    """Remove what killed processes left half written."""
-    for left in (out / "items").glob(f"*/{UNFINISHED}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove what killed processes left half written, an hour ago or more: another one may be at work."""
+    for left in [*(out / "items").glob(f"*/{UNFINISHED}*"), *(out / "items").glob(f"*/*/.{NAME}.*")]:
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def write_metrics(out: Path, item: Item, record: dict[str, Any], metrics: dict[str, dict[str, list[float]]]) -> None:
+def unasked(study: Study, record: dict[str, Any]) -> list[str]:
+    """Metrics that have not judged an item's pictures yet, in the version that the study has."""
+    versions = record.get("metric_versions", {})
+    return [
+        name
+        for name in study.metrics
+        if name not in record["metrics"] or versions.get(name) != study.metric_versions.get(name)
+    ]
+
+
+def write_metrics(
+    out: Path, study: Study, item: Item, record: dict[str, Any], metrics: dict[str, dict[str, list[float]]]
+) -> None:
     """Add what held-out metrics said of the pictures that an item led with."""
     record["metrics"] |= metrics
+    record["metric_versions"] = record.get("metric_versions", {}) | {n: study.metric_versions.get(n) for n in metrics}
     write_whole(folder_of(out, item) / NAME, _text(record).encode())
 
 

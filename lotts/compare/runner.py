@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lotts.compare.records import (
     failure_of,
     pixels_of,
     read_record,
+    unasked,
     write_failure,
     write_metrics,
     write_record,
@@ -101,14 +101,14 @@ class Runner:
 
     def _judge(self, item: Item, record: dict[str, Any]) -> None:
         """Ask the metrics that have not been asked of every picture that the item led with."""
-        if missing := [name for name in self.metrics if name not in record["metrics"]]:
+        if missing := unasked(self.study, record):
             chosen = sorted({point["sample"] for point in record["points"]})
             pictures = {sample: pixels_of(self.out, item, sample) for sample in chosen}
             said = {
                 name: {str(k): self.metrics[name](picture, item.prompt.text) for k, picture in pictures.items()}
                 for name in missing
             }
-            write_metrics(self.out, item, record, said)
+            write_metrics(self.out, self.study, item, record, said)
 
 
 def missing_items(study: Study, out: Path) -> list[Item]:
@@ -117,7 +117,7 @@ def missing_items(study: Study, out: Path) -> list[Item]:
     for item in study.items():
         if item.key not in left:
             record = read_record(out, item)
-            if record is None or set(study.metrics) - set(record["metrics"]):
+            if record is None or unasked(study, record):
                 left[item.key] = item
     return list(left.values())
 
@@ -125,17 +125,9 @@ def missing_items(study: Study, out: Path) -> list[Item]:
 def run_here(runner: Runner, items: Iterable[Item]) -> int:
     """Make items in this process; returns how many failed."""
     items = list(items)
-    # A model that cannot be loaded, or an option that no item can be made with, is no failure of an item.
-    runner.check_options([item for item in items if read_record(runner.out, item) is None])
     return sum(not runner(item) for item in tqdm(items, unit="item", disable=None))
 
 
 def versions_of(model: str, verifier: str) -> dict[str, Any]:
     """What tells one state of a model and of a verifier from another: a digest of embedded weights, a verifier's version."""
-    digest = None
-    if model in models.EMBEDDED:
-        whole = hashlib.sha256()
-        for path in sorted(models.EMBEDDED[model][0].rglob("*.safetensors")):
-            whole.update(path.read_bytes())
-        digest = whole.hexdigest()[:16]
-    return {"model": digest, "verifier": getattr(load(verifier), "version", None)}
+    return {"model": models.weights_digest(model), "verifier": getattr(load(verifier), "version", None)}

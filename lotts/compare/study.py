@@ -13,7 +13,7 @@ from typing import Any
 from lotts.localize import LocalizeConfig
 from lotts.prompts import Prompt
 from lotts.resample import derive_seed
-from lotts.search import METHODS, Budget
+from lotts.search import METHODS, VERSION, Budget
 from lotts.sources import SOURCES
 
 
@@ -99,6 +99,7 @@ class Study:
         reference: the variant that the others are tested against; default: the first.
         settings: the arguments that ``lotts.search.run`` shares among methods: steps, guidance, size, batch size.
         versions: of the model and of the verifier, so that a study does not go on with others.
+        metric_versions: of each metric, by name: pictures that another version judged are judged again.
         threads: of the CPU, for the same bits wherever it runs; None: as torch has it.
     """
 
@@ -112,6 +113,7 @@ class Study:
     reference: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
+    metric_versions: dict[str, str] = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
@@ -153,6 +155,7 @@ class Study:
             "verifier": self.verifier,
             "settings": self.settings,
             "versions": self.versions,
+            "search": VERSION,
             "dtype": self.dtype,
         }
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:20]

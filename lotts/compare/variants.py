@@ -11,7 +11,7 @@ from lotts.search import METHODS
 FULL = "full"
 #: name -> (map source, what is changed in the making of maps, what is changed in the method)
 MASKS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "no mask": ("random", {}, {"mask_ratio": 1.0}),
+    "no mask": ("random", {}, {"mask_ratio": 1.0, "mask_threshold": None}),
     "random mask": ("random", {}, {}),
     "without CA'_orig": ("attention", {"reweighting": "diff"}, {}),
     "without CA'_diff": ("attention", {"reweighting": "orig"}, {}),
@@ -39,6 +39,8 @@ def ablations(method: str, options: Mapping[str, Any] | None = None, *, known: b
     options = dict(options or {})
     if "mask_ratio" not in METHODS[_localising(method)].options:
         raise ValueError(f"expected a method with one mask_ratio, such as lotts or lotts_chain, got {method}")
+    if options.get("mask_threshold") is not None:
+        raise ValueError("expected masks of one area to ablate, got a mask_threshold, under which each map has its own")
     found = [
         Variant(name, method, {**options, **changes}, source, localize)
         for name, (source, localize, changes) in MASKS.items()
@@ -48,8 +50,14 @@ def ablations(method: str, options: Mapping[str, Any] | None = None, *, known: b
     return [*found, Variant(FULL, method, options)]
 
 
-def sweeps(method: str, values: Mapping[str, Sequence[Any]], steps: int) -> list[Variant]:
-    """A variant for each value of each parameter, the others at their defaults.
+def sweeps(
+    method: str,
+    values: Mapping[str, Sequence[Any]],
+    steps: int,
+    options: Mapping[str, Any] | None = None,
+    source: str = "attention",
+) -> list[Variant]:
+    """A variant for each value of each parameter, the others as ``options`` say or at their defaults.
 
     Args:
         values: by option of the method, or by the paper's letter: k, r or t0.
@@ -61,15 +69,22 @@ def sweeps(method: str, values: Mapping[str, Sequence[Any]], steps: int) -> list
     known = METHODS[_localising(method)].options
     base = {"noise_step": steps // 2} if known.get("noise_step", 0) is None else {}
     return [
-        Variant(f"{name}={value}", method, {**base, SHORT.get(name, name): value})
+        Variant(f"{name}={value}", method, {**base, **(options or {}), SHORT.get(name, name): value}, source)
         for name, listed in values.items()
         for value in listed
     ]
 
 
-def default_of(method: str, variants: Sequence[Variant], steps: int) -> str:
-    """The name of the first variant that is the method as it is; "" where none is."""
-    (default,) = sweeps(method, {"global_steps": [METHODS[method].options["global_steps"]]}, steps)
+def default_of(
+    method: str,
+    variants: Sequence[Variant],
+    steps: int,
+    options: Mapping[str, Any] | None = None,
+    source: str = "attention",
+) -> str:
+    """The name of the first variant that is the method with its options as it is; "" where none is."""
+    kept = {**METHODS[_localising(method)].options, **(options or {})}
+    (default,) = sweeps(method, {"global_steps": [kept["global_steps"]]}, steps, options, source)
     return next((variant.name for variant in variants if variant.spec() == default.spec()), "")
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lotts.offloading import frees_hooks
 from lotts.output import LoTTSOutput
 from lotts.search.adaptive import lotts_adaptive, lotts_chain
 from lotts.search.baselines import best_of_n, resampling, zero_order
@@ -23,6 +24,10 @@ from lotts.sources import MapSource
 from lotts.verifiers import Judge
 
 __all__ = ["METHODS", "Budget", "Method", "check", "check_comparable", "run"]
+
+
+#: Raised whenever the same arguments draw other pictures than before, or find other masks: comparisons then begin anew.
+VERSION = 2
 
 
 class Method(NamedTuple):
@@ -49,6 +54,7 @@ METHODS: dict[str, Method] = {
 }
 
 
+@frees_hooks
 def run(
     pipe: Any,
     prompt: str,
@@ -74,7 +80,7 @@ def run(
     Args:
         method: one of ``lotts.search.METHODS``; ``options`` are its own (see each method's function).
         budget: "samples=9", "nfe=450", "tokens=1e6" or "seconds=60": no method goes beyond it, and each draws as long as
-            another picture of its kind fits. "seconds" looks at the clock before each batch.
+            another picture of its kind fits. "seconds" looks at the clock before each batch, and lets it end.
 
     The other arguments are those of ``lotts.LoTTS``. ``samples`` of the output holds all pictures, ``cost`` what each thing cost.
 
@@ -145,6 +151,7 @@ def _run(
         num_candidates=len(generator) if isinstance(generator, Sequence) else 1,
         num_inference_steps=num_inference_steps,
         generator=generator,
+        localise=chosen.localises,
         **arguments,
     )
     pool = kind(request, budget, chosen.localises)

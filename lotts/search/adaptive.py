@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil, erf, exp, pi, sqrt
+from math import ceil, erfc, exp, pi, sqrt
 from statistics import fmean, pstdev
 
 from lotts.localize import check_ratio, check_threshold
@@ -76,7 +76,8 @@ def expected_improvement(mean: float, std: float, best: float) -> float:
     if std <= 0:
         return max(0.0, mean - best)
     z = (mean - best) / std
-    return std * (z * 0.5 * (1 + erf(z / sqrt(2))) + exp(-0.5 * z * z) / sqrt(2 * pi))
+    # erfc keeps its digits far below; the two terms still cancel there, and rounding may leave less than nothing.
+    return max(0.0, std * (z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z * z) / sqrt(2 * pi)))
 
 
 def lotts_adaptive(
@@ -101,12 +102,13 @@ def lotts_adaptive(
     (refinements included) with one of the mask ratios at one of the noise steps. An action's outcomes (a picture's score; a
     refinement's change of its parent's score) are taken as normal, with the mean and spread that it has shown so far beside a
     weak belief to begin with: that refinements change nothing on average, half as widely as pictures differ.
-    Its value is the expected improvement over the best score, divided by its network rows. On its way a refinement is looked at
+    Its value is the expected improvement over the best score for what it costs in the budget's unit. On its way a refinement is looked at
     once: when finishing it is worth less than starting the best action anew, by the score of the picture that it is predicted to
     become and by how such predictions erred so far, it ends there. The search ends with the budget, or when no action is
     expected to bring ``least_gain``.
 
     Args:
+        least_gain: in score for a unit of the budget (a network row, where that is seconds).
         mask_threshold: see ``lotts.LoTTS``; a leader in which nothing is above it is not refined.
         noise_shares: where refinements may start, as shares of the steps counted from pure noise.
         stop_at: after which share of its own steps a refinement is looked at, in (0, 1); None: never, nor with a budget of samples,
@@ -153,14 +155,17 @@ def lotts_adaptive(
     return pool.output(
         method="lotts_adaptive",
         num_candidates=num_candidates,
+        mask_ratios=list(mask_ratios),
+        noise_shares=list(noise_shares),
         mask_threshold=mask_threshold,
         stop_at=stop_at,
+        least_gain=least_gain,
         given_up=given_up,
     )
 
 
 class _Look:
-    """Whether a refinement is worth finishing: ``value`` is what the best action promises a network row.
+    """Whether a refinement is worth finishing: ``value`` is what the best action promises for its price.
 
     ``step``: where it is looked at, None where nothing would be saved; ``predicted``: the score seen there.
     """
@@ -170,7 +175,7 @@ class _Look:
         own = steps - config.noise_step
         taken = ceil(own * share) if share is not None else own
         self.step = config.noise_step + taken - 1 if taken < own else None
-        self.rows, self.best, self.value = pool.rows(own - taken, config.sparse == "dense"), max(pool.scores), value
+        self.price, self.best, self.value = pool.price(own - taken, config.sparse == "dense"), max(pool.scores), value
         self.errors = errors
         self.predicted: float | None = None
 
@@ -182,7 +187,7 @@ class _Look:
 
     def go_on(self, predicted: float) -> bool:
         self.predicted = predicted
-        return expected_improvement(self.expected, self.errors.belief()[1], self.best) / self.rows > self.value
+        return expected_improvement(self.expected, self.errors.belief()[1], self.best) / self.price > self.value
 
 
 #: The action of drawing another picture, beside (parent, setting) pairs.
@@ -196,11 +201,11 @@ def _actions(
     pictures: Gains,
     changes: list[Gains],
 ) -> list[tuple[float, tuple[int, int]]]:
-    """(expected improvement for a network row, action) of everything that still fits in the budget."""
+    """(expected improvement for its price, action) of everything that still fits in the budget."""
     steps, best = pool.request.steps, max(pool.scores)
     found = []
     if pool.affords(steps):
-        found.append((expected_improvement(*pictures.belief(), best) / pool.rows(steps), NEW))
+        found.append((expected_improvement(*pictures.belief(), best) / pool.price(steps), NEW))
     leaders = sorted(range(len(pool)), key=lambda i: (-pool.drawn[i].score, i))[:2]
     leaders = [leader for leader in leaders if pool.mask(leader, 1.0, threshold).any()]
     for chosen, (_, config) in enumerate(settings):
@@ -210,5 +215,5 @@ def _actions(
         mean, std = changes[chosen].belief()
         for parent in leaders:
             gain = expected_improvement(pool.drawn[parent].score + mean, std, best)
-            found.append((gain / pool.rows(left, localise), (parent, chosen)))
+            found.append((gain / pool.price(left, localise), (parent, chosen)))
     return found

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from lotts.cost import Cost
 
 UNITS = ("samples", "nfe", "tokens", "seconds")
+UNBOUNDED = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise ValueError(f"expected a budget in {', '.join(UNITS)}, got {self.unit!r}")
-        if not self.amount > 0:
-            raise ValueError(f"expected a budget above 0 {self.unit}, got {self.amount}")
+        if not 0 < self.amount < inf:
+            raise ValueError(f"expected a budget above 0 {self.unit}, and a number, got {self.amount}")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -42,7 +44,8 @@ class Budget:
             ) from None
 
     def __str__(self) -> str:
-        return f"{self.unit}={self.amount:g}"
+        # All digits: a rounded budget would be another one.
+        return f"{self.unit}={int(self.amount) if self.amount == int(self.amount) else self.amount}"
 
     def left(self, cost: Cost, samples: int) -> float:
         """What is not spent yet, never below 0."""
@@ -50,11 +53,11 @@ class Budget:
         return max(0.0, self.amount - spent)
 
     def affords(self, cost: Cost, samples: int, *, rows: int, cells: int) -> int:
-        """How many more samples of ``rows`` network rows each fit; while there are seconds left, one at a time.
+        """How many more samples of ``rows`` network rows each fit; while there are seconds left, any number.
 
         However few the seconds, one sample is drawn: nobody knows beforehand what it takes.
         """
         left = self.left(cost, samples)
         if self.unit == "seconds":
-            return 1 if left > 0 or not samples else 0
+            return UNBOUNDED if left > 0 else 0 if samples else 1
         return int(left // {"samples": 1, "nfe": rows, "tokens": rows * cells}[self.unit])

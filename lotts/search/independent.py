@@ -27,7 +27,8 @@ def lotts(
 ) -> LoTTSOutput:
     """``num_candidates`` pictures and ``num_refinements`` of each (the paper's 3 and 2 make its N = 9).
 
-    ``num_candidates``: by default as many as the budget gives refinements to. What is left of it goes to more refinements.
+    ``num_candidates``: by default as many as the budget gives ``num_refinements`` to. What is left of it goes to more
+    refinements, so that with a number of candidates the budget alone says how many each gets.
     ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in any picture, another one is drawn.
     ``background``, ``global_steps``, ``dilate``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
@@ -53,6 +54,7 @@ def lotts(
             break
     return pool.output(
         method="lotts",
+        num_candidates=num_candidates,
         num_refinements=num_refinements,
         mask_ratio=mask_ratio,
         mask_threshold=mask_threshold,

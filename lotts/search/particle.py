@@ -12,6 +12,7 @@ import torch
 from lotts.kernels import blend_step
 from lotts.output import LoTTSOutput
 from lotts.resample import Trajectory, derive_seed
+from lotts.search.budget import UNBOUNDED
 from lotts.search.pool import Pool
 
 POTENTIALS = ("diff", "max", "add", "rt")
@@ -80,30 +81,46 @@ def particle(
     resample_at: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.99),
     resampler: str = "systematic",
     adaptive: bool = True,
+    particles: int | None = None,
 ) -> LoTTSOutput:
-    """Denoise as many particles as the budget allows, together; now and then copy the promising ones over the others.
+    """Denoise particles together; now and then copy the promising ones over the others.
 
     At each share of the steps in ``resample_at`` the predicted pictures are decoded and judged. The last of them counts as the last
-    step of the steering. The best final particle is returned.
+    step of the steering. The best final particle is returned. With no such share it is Best-of-N under the stochastic sampler.
 
     Args:
         potential, strength: see ``Weights``.
+        particles: so many at a time, over and over until the budget is spent; by default as many as it allows, of seconds 4.
         resampler: "systematic" or "multinomial".
         adaptive: resample only where the effective sample size is under half the particles; until then weights add up.
 
     Raises:
         ValueError: an option is out of range, or the sampler has no stochastic form.
     """
-    request, backbone, steps = pool.request, pool.request.backbone, pool.request.steps
-    _check(potential, strength, resample_at, resampler)
-    if backbone.linear_update(0, eta=1.0) is None or backbone.linear_update(0, eta=1.0) == backbone.linear_update(0):
+    backbone, steps = pool.request.backbone, pool.request.steps
+    _check(potential, strength, resample_at, resampler, particles)
+    update = backbone.linear_update(0, eta=1.0)
+    if update is None or not update.noise:
         raise ValueError(
-            f"expected a sampler with a stochastic form (DDIM, flow matching), got {type(backbone.scheduler).__name__}"
+            "expected two steps or more of a sampler with a stochastic form (DDIM, Euler, flow matching), got "
+            f"{steps} of {type(backbone.scheduler).__name__}"
         )
-    count = pool.affords(steps)
-    seeds = [pool.seed(k) for k in range(count)]
+    if particles is None and pool.budget.unit == "seconds":
+        particles = 4
     looks = sorted({min(int(share * steps), steps - 1) for share in resample_at})
-    weights = Weights(count, potential, strength)
+    lineage: list[int] = []
+    while count := min(pool.affords(steps), particles or UNBOUNDED):
+        first, weights = len(pool), Weights(count, potential, strength)
+        lineage += [first + parent for parent in _steered(pool, weights, count, looks, resampler, adaptive)]
+    return pool.output(method="particle", potential=potential, strength=strength, particles=particles, lineage=lineage)
+
+
+def _steered(
+    pool: Pool, weights: Weights, count: int, looks: Sequence[int], resampler: str, adaptive: bool
+) -> list[int]:
+    """Draw ``count`` particles into the pool; returns whose noise each began with."""
+    request, backbone, steps = pool.request, pool.request.backbone, pool.request.steps
+    seeds = [pool.seed(len(pool) + k) for k in range(count)]
     lineage = list(range(count))
     latents = torch.cat([backbone.initial_latents(seed, request.size) for seed in seeds])
     history: list[torch.Tensor] = [latents]
@@ -128,7 +145,7 @@ def particle(
     done = [Trajectory(seeds[lineage[k]], [entry[k].clone() for entry in history]) for k in range(count)]
     images, scores = pool.judge([t.result for t in done])
     pool.add("particle", done, images, scores)
-    return pool.output(method="particle", potential=potential, strength=strength, lineage=lineage)
+    return lineage
 
 
 def _advance(
@@ -158,12 +175,16 @@ def _resampled(weights: torch.Tensor, resampler: str, seed: int) -> torch.Tensor
     return torch.multinomial(weights, len(weights), replacement=True, generator=generator)
 
 
-def _check(potential: str, strength: float, resample_at: Sequence[float], resampler: str) -> None:
+def _check(
+    potential: str, strength: float, resample_at: Sequence[float], resampler: str, particles: int | None
+) -> None:
     if potential not in POTENTIALS:
         raise ValueError(f"expected potential to be one of {', '.join(POTENTIALS)}, got {potential!r}")
     if resampler not in RESAMPLERS:
         raise ValueError(f"expected resampler to be one of {', '.join(RESAMPLERS)}, got {resampler!r}")
     if not strength > 0:
         raise ValueError(f"expected strength above 0, got {strength}")
-    if not resample_at or not all(0 <= share < 1 for share in resample_at):
+    if not all(0 <= share < 1 for share in resample_at):
         raise ValueError(f"expected resample_at as shares of the steps in [0, 1), got {resample_at}")
+    if particles is not None and particles < 1:
+        raise ValueError(f"expected particles from 1 up, got {particles}")

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from lotts.localize import quality_mask
+from lotts.manifest import made_with
 from lotts.output import LoTTSOutput, Sample, as_output_type
 from lotts.request import Request
 from lotts.resample import Look, Trajectory, denoise, derive_seed, grow, refine, renoise
 from lotts.resample_config import ResampleConfig
 from lotts.search.budget import Budget
-from lotts.sources import Heatmaps, LateWatch
+from lotts.sources import Heatmaps, LateWatch, NothingSeen
 
 
 @dataclass
@@ -65,6 +66,11 @@ class Pool:
         """Network rows of one sample over so many steps, localisation included where it is localised."""
         return self.request.rows(1, steps) + (self._localization_rows if localise else 0)
 
+    def price(self, steps: int, localise: bool = True) -> float:
+        """What that costs in the unit of the budget; a row, where that is a second."""
+        rows, (height, width) = self.rows(steps, localise), self.request.size
+        return {"samples": 1, "tokens": rows * height * width}.get(self.budget.unit, rows)
+
     @functools.cached_property
     def _localization_rows(self) -> int:
         request = self.request
@@ -90,7 +96,8 @@ class Pool:
             batch = batch[: self.affords(request.steps)]
             if not batch:
                 break
-            seeds = [self.seed(len(self) + k) for k in range(len(batch))]
+            first = sum(drawn.kind == "candidate" for drawn in self.drawn)
+            seeds = [self.seed(first + k) for k in range(len(batch))]
             start = None if latents is None else torch.stack([latents[i] for i in batch])
             with request.watch(seeds) if self.localise else _Unwatched() as watch:
                 with request.meter.stage("denoise"):
@@ -178,7 +185,7 @@ class Pool:
     def seed(self, number: int) -> int:
         """The seed of a candidate, by its number."""
         seeds = self.request.seeds
-        return seeds[number] if number < len(seeds) else seeds[0] + number
+        return seeds[number] if number < len(seeds) else (seeds[0] + number) % 2**64
 
     def output(self, best: int | None = None, **settings: Any) -> LoTTSOutput:
         """The pool as a run's output; ``best`` where it is not the verifier's choice."""
@@ -199,7 +206,10 @@ class Pool:
             for drawn in self.drawn
         ]
         chosen = self.best if best is None else best
-        return LoTTSOutput(request.prompt, samples, chosen, request.meter.read(), {**request.settings, **settings})
+        made = made_with(request.backbone.scheduler, request.verifier)
+        return LoTTSOutput(
+            request.prompt, samples, chosen, request.meter.read(), {**request.settings, **settings}, made
+        )
 
     def add(
         self, kind: str, trajectories: list[Trajectory], images: list[np.ndarray], scores: list[float]
@@ -229,7 +239,7 @@ class Pool:
         try:
             with self.request.meter.stage("localise"):
                 return watch.maps(functools.partial(_latents_at, self.request, done))
-        except RuntimeError:
+        except NothingSeen:
             if not parents:
                 raise
             inherited = [self.drawn[parent].maps or {} for parent in parents]
@@ -256,7 +266,7 @@ class _Unwatched(LateWatch):
     """Stands where nothing is localised."""
 
     def maps(self, latents_at: Any) -> Heatmaps:
-        raise RuntimeError("nothing was localised")
+        raise NothingSeen("nothing was localised")
 
 
 def _latents_at(request: Request, batch: list[Trajectory], step: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from lotts.shapes.fit import Fit, fit_silhouettes
 from lotts.shapes.scenes import COLOURS, Item, Scene
 from lotts.shapes.segment import PALETTE, Regions, peak, segment
 
+VERSION = 1  # raised whenever a verdict may come out otherwise
 _OFF, _OFF_IF_DAMAGED = 40, 30  # levels a pixel may be off what the silhouettes predict
 _EDGE = 0.6  # pixels an outline may be off: the width of one blurred edge
 _DOUBT = 0.09  # two shapes whose overlaps differ by less may be the same damaged object; whole shapes differ by 0.13

@@ -39,8 +39,8 @@ class Drawing:
     damage: np.ndarray
 
 
-def draw(scene: Scene, rng: np.random.Generator, *, damaged: bool = False) -> Drawing:
-    """Draw a scene; ``damaged`` breaks one to about a third of its objects locally."""
+def draw(scene: Scene, rng: np.random.Generator, *, damaged: bool = False, flaws: float = 0.0) -> Drawing:
+    """Draw a scene; ``damaged`` breaks one to about a third of its objects locally, otherwise each breaks by a chance of ``flaws``."""
     placed = place(scene, rng)
     background = _background(rng)
     clean, broken = background.copy(), background.copy()
@@ -48,6 +48,8 @@ def draw(scene: Scene, rng: np.random.Generator, *, damaged: bool = False) -> Dr
     victims: set[int] = set()
     if damaged:
         victims = set(rng.choice(n, size=int(rng.integers(1, max(2, n // 3 + 1))), replace=False).tolist())
+    elif flaws:
+        victims = set(np.flatnonzero(rng.random(n) < flaws).tolist())
     objects = np.zeros((n, SIDE, SIDE), bool)
     damage = np.zeros((n, SIDE, SIDE), bool)
     for index, (item, spot) in enumerate(zip(scene.items, placed, strict=True)):
@@ -76,11 +78,11 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
         slack = 0.07 * scene.pitch
         centres = [(x + rng.uniform(-slack, slack), y + rng.uniform(-slack, slack)) for x, y in filter(None, stated)]
         return [Placed(x * SIDE, y * SIDE, r) for (x, y), r in zip(centres, radii, strict=True)]
-    # Free scenes run from left to right as the caption names them and relations lie square, the way one draws what one is
-    # told: a caption that did not say which object is where would teach a small model to mix them. The checker takes any
-    # order, and any place that honours the relations.
+    # Free scenes are laid out in reading order and relations square, the way one draws what one is told: a caption that did
+    # not say which object is where would teach a small model to mix them. The checker takes any order, and any place that
+    # honours the relations.
     while True:
-        around = _free_centres(len(radii), rng) if scene.kind == "free" else _related_centres(scene.relations, rng)
+        around = _free_centres(scene, rng) if scene.kind == "free" else _related_centres(scene.relations, rng)
         spots = []
         for centre, radius in zip(around, radii, strict=True):
             x, y = (float(np.clip(at * SIDE, radius + 3, SIDE - radius - 3)) for at in centre)
@@ -90,16 +92,21 @@ def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
             return spots
 
 
-def _free_centres(n: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """(x, y) in [0, 1]: one column an object, anywhere in its height."""
-    return [((i + 0.5 + rng.uniform(-0.35, 0.35)) / n, rng.uniform(0.1, 0.9)) for i in range(n)]
+def _free_centres(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """(x, y) in [0, 1]: one cell an object, and anywhere in the middle two fifths of it."""
+    rows = scene.reading_rows
+    widths = [1 / length for length in rows for _ in range(length)]
+    return [
+        (x + rng.uniform(-0.2, 0.2) * width, y + rng.uniform(-0.2, 0.2) / len(rows))
+        for (x, y), width in zip(scene.cell_centres(), widths, strict=True)
+    ]
 
 
 def _related_centres(relations: tuple[str, ...], rng: np.random.Generator) -> list[tuple[float, float]]:
     """(x, y) in [0, 1]: the first object, and each other one across from it as its relation says."""
     offset = {"left": (0.44, 0.0), "right": (-0.44, 0.0), "above": (0.0, 0.44), "below": (0.0, -0.44)}
     moves = np.array([(0.0, 0.0), *(offset[relation] for relation in relations)])
-    centres = moves - (moves.min(0) + moves.max(0)) / 2 + 0.5 + rng.uniform(-0.08, 0.08, 2)
+    centres = moves - (moves.min(0) + moves.max(0)) / 2 + 0.5
     return [(float(x), float(y)) for x, y in centres + rng.uniform(-0.07, 0.07, moves.shape)]
 
 

@@ -200,11 +200,10 @@ def mirror(picture: Picture) -> Picture:
     Every shape is its own mirror image, and the checker tells left from right by the caption alone: labels stay what they were.
     """
     scene, order = picture.scene, list(range(len(picture.scene.items)))
-    if scene.kind == "rows":
-        ends = np.cumsum(scene.rows).tolist()
-        order = [i for end, length in zip(ends, scene.rows, strict=True) for i in reversed(range(end - length, end))]
-    elif scene.kind == "free":  # named from left to right
-        order.reverse()
+    if scene.kind != "relation":
+        lengths = scene.reading_rows
+        ends = np.cumsum(lengths).tolist()
+        order = [i for end, length in zip(ends, lengths, strict=True) for i in reversed(range(end - length, end))]
     turned = {"left": "right", "right": "left"}
     items = tuple(scene.items[i] for i in order)
     mirrored = replace(scene, items=items, relations=tuple(turned.get(r, r) for r in scene.relations))

@@ -84,15 +84,25 @@ class Scene:
         large = min(0.39 * self.pitch, 0.13)
         return large if size == "large" else 0.64 * large
 
-    def stated_centres(self) -> list[tuple[float, float] | None]:
-        """For each item the stated centre (x, y) in [0, 1], or None where the caption leaves it open."""
-        if self.kind != "rows":
-            return [None] * len(self.items)
+    @property
+    def reading_rows(self) -> tuple[int, ...]:
+        """How many items stand in each row: as stated, or, where nothing is, as drawings place them, as square as can be."""
+        n = len(self.items)
+        count = round(n**0.5)
+        return self.rows or tuple(n // count + (row < n % count) for row in range(count))
+
+    def cell_centres(self) -> list[tuple[float, float]]:
+        """For each item the centre (x, y) in [0, 1] of its cell when ``reading_rows`` divide the picture."""
+        lengths = self.reading_rows
         return [
-            ((column + 0.5) / length, (row + 0.5) / len(self.rows))
-            for row, length in enumerate(self.rows)
+            ((column + 0.5) / length, (row + 0.5) / len(lengths))
+            for row, length in enumerate(lengths)
             for column in range(length)
         ]
+
+    def stated_centres(self) -> list[tuple[float, float] | None]:
+        """For each item the stated centre (x, y) in [0, 1], or None where the caption leaves it open."""
+        return [*self.cell_centres()] if self.kind == "rows" else [None] * len(self.items)
 
     def held_out(self) -> bool:
         """One scene in sixteen, chosen by its content, is kept from all training."""

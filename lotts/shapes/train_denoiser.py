@@ -21,7 +21,7 @@ from lotts.shapes.train_vae import contact_sheet, pixels
 
 WEIGHTS = Path(__file__).parent / "weights"
 LOW_QUALITY, HIGH_QUALITY, EMPTY = 0.15, 0.2, 0.1  # shares of captions; the rest is plain
-PLAIN_DAMAGED = 0.08  # plain captions describe the world as it is: some of its pictures are flawed
+FLAWS = 0.08  # plain captions describe the world as it is: one object in so many is flawed
 
 
 class LatentPool:
@@ -43,8 +43,8 @@ class LatentPool:
     def refill(self, rng: np.random.Generator, count: int) -> None:
         images, owners, texts = [], [], []
         for _ in range(count):
-            text, scene, damaged = captioned(rng)
-            drawing = draw(scene, rng, damaged=damaged)
+            text, scene, quality = captioned(rng)
+            drawing = draw(scene, rng, damaged=quality == "low", flaws=FLAWS if quality == "plain" else 0.0)
             images.append(drawing.image)
             owners.append(torch.from_numpy(owners_of(drawing, SIDE // (8 * self.shrink))).to(self.device))
             texts.append(text)
@@ -83,8 +83,8 @@ class DenoiserLoss(nn.Module):
         return self.family.loss(latents, e, shares, texts, owners)
 
 
-def captioned(rng: np.random.Generator) -> tuple[str, Scene, bool]:
-    """A caption to train on, its scene, and whether the drawing is to be damaged."""
+def captioned(rng: np.random.Generator) -> tuple[str, Scene, str]:
+    """A caption to train on, its scene, and the quality that it speaks of: low, high or plain."""
     # Every number of objects gets an equal share of the objects drawn, so that the large shapes of small scenes are seen
     # as often as the small ones of crowded scenes: scenes of n objects come up in proportion to 1 / n.
     numbers = np.arange(MIN_OBJECTS, MAX_OBJECTS + 1)
@@ -94,10 +94,10 @@ def captioned(rng: np.random.Generator) -> tuple[str, Scene, bool]:
         scene = sample_scene(rng, number)  # a second chance of a relation or a free scene: they are learned last
     text, chance = caption(scene, rng), rng.random()
     if chance < LOW_QUALITY:
-        return QUALITY_PREFIX["low"].format(text), scene, True
+        return QUALITY_PREFIX["low"].format(text), scene, "low"
     if chance < LOW_QUALITY + HIGH_QUALITY:
-        return QUALITY_PREFIX["high"].format(text), scene, False
-    return text, scene, bool(rng.random() < PLAIN_DAMAGED)
+        return QUALITY_PREFIX["high"].format(text), scene, "high"
+    return text, scene, "plain"
 
 
 def train_denoiser(

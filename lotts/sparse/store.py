@@ -52,7 +52,9 @@ def stored_bytes(site: Site, region: Region | None, rows: int, dtype: torch.dtyp
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on the device; None where that cannot be told."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch keeps for its next tensors is taken to the driver and free to us.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return None

@@ -11,7 +11,7 @@ import torch
 
 from lotts.verifiers.base import Judge, Verifier, placed
 
-__all__ = ["REGISTRY", "Judge", "Verifier", "available", "load", "score"]
+__all__ = ["REGISTRY", "Judge", "Verifier", "available", "check_name", "load", "score"]
 
 #: A name and who makes it: "module:attribute", imported when it is asked for, or a callable. It may be called with a
 #: location (a folder, a file, a hub id) as its only argument.
@@ -54,16 +54,27 @@ def load(verifier: str | Judge) -> Judge:
     return verifier
 
 
+def check_name(text: str) -> None:
+    """ValueError for a text that ``load`` cannot read or whose names it does not know; loads nothing."""
+    _parts(text)
+
+
 def _by_text(text: str) -> Judge:
     from lotts.verifiers.ensemble import Ensemble, Member
 
-    call = re.fullmatch(r"\s*(rank|zscore)\((.*)\)\s*", text)
-    method, inside = call.groups() if call else ("rank", text)
     # Every name before any weights: an unknown one should not wait for the others to load.
-    parts = [_part(part) for part in inside.split(",")]
-    if len(parts) == 1 and not call and parts[0][1] is None:
+    method, parts = _parts(text)
+    if method is None and len(parts) == 1 and parts[0][1] is None:
         return _make(*parts[0][::2])
-    return Ensemble([Member(name, _make(name, place), weight or 1.0) for name, weight, place in parts], method)
+    members = [Member(name, _make(name, place), weight or 1.0) for name, weight, place in parts]
+    return Ensemble(members, method or "rank")
+
+
+def _parts(text: str) -> tuple[str | None, list[tuple[str, float | None, str | None]]]:
+    """The method of an ensemble, if it is named, and what ``_part`` makes of each verifier."""
+    call = re.fullmatch(r"\s*(rank|zscore)\((.*)\)\s*", text)
+    method, inside = call.groups() if call else (None, text)
+    return method, [_part(part) for part in inside.split(",")]
 
 
 def _part(text: str) -> tuple[str, float | None, str | None]:

@@ -3,12 +3,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from fake_run import fake_output
 from PIL import Image
 
 import lotts
 from lotts import cli, models, verifiers
 from lotts.cli import scores
+
+SCENE = "a red circle left of a blue star"
 
 
 @pytest.fixture
@@ -35,11 +38,59 @@ def test_a_run_is_generated_and_replayed(ready, tmp_path, capsys):
     assert cli.main(["replay", str(out), "--out", str(tmp_path / "again")]) == 0
     assert "all 2 pictures are the recorded ones" in capsys.readouterr().out
     assert (tmp_path / "again" / "best.png").read_bytes() == (out / "best.png").read_bytes()
+    again = json.loads((tmp_path / "again" / "manifest.json").read_text())["samples"]
 
     manifest["samples"][1]["sha256"] = "0" * 64
     (out / "manifest.json").write_text(json.dumps(manifest))
     assert cli.main(["replay", str(out)]) == 1
     assert "1 of 2 pictures differ" in capsys.readouterr().out
+
+    manifest["samples"][1]["sha256"] = again[1]["sha256"]
+    manifest["samples"][1]["score"] += 1
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(["replay", str(out)]) == 1
+    assert "1 of 2 scores differ" in capsys.readouterr().out
+
+
+def test_a_run_of_a_gpu_is_replayed_and_written_without_one(ready, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["generate", "a red cat", *ready, "--candidates", "1", "--out", str(out)]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"device": "cuda:0"}))
+    assert cli.main(["replay", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text())["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", SCENE, "--verifier", "nobody"], "verifier"),
+        (["generate", " "], "prompt"),
+        (["generate", "a photo of a cat"], "cannot read"),
+        (["generate", SCENE, "--mask-ratio", "2"], "mask_ratio"),
+        (["generate", SCENE, "--noise-step", "30"], "noise_step"),
+        (["generate", SCENE, "--height", "0"], "height"),
+        (["generate", SCENE, "--source", "guess"], "map source"),
+        (["generate", SCENE, "--device", "toaster"], "torch device"),
+        (["generate", SCENE, "--dtype", "fp8"], "dtype"),
+        (["generate", SCENE, "--seed", str(2**64)], "--seed"),
+        (["generate", SCENE, "--out", "file.txt/out"], "--out"),
+        (["repair", "absent.png", SCENE], "absent.png"),
+        (["repair", "file.txt", SCENE], "file.txt"),
+        (["repair", "picture.png", SCENE, "--mask", "absent.png"], "absent.png"),
+        (["repair", "picture.png", SCENE, "--background", "replay"], "background"),
+        (["replay", "out", "--out", "file.txt"], "--out"),
+    ],
+)
+def test_nothing_is_loaded_for_a_command_that_cannot_run(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load_pipeline", lambda *a, **k: pytest.fail("loaded the pipeline"))
+    (tmp_path / "file.txt").write_text("no picture")
+    Image.new("RGB", (32, 32)).save("picture.png")
+    assert cli.main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "picture.png"]
 
 
 def test_a_picture_is_repaired(ready, tmp_path, capsys):
@@ -109,8 +160,8 @@ def test_the_models_own_defaults_are_used(monkeypatch, tmp_path):
 
     monkeypatch.setattr(models, "load_pipeline", lambda name, device=None, dtype=None: Pipe())
     monkeypatch.setattr("lotts.pipeline.LoTTS", Fake)
-    assert cli.main(["generate", "a cat", "--out", str(tmp_path / "out")]) == 0
-    assert (asked["verifier"], asked["source"]) == ("shapes", "attention")
+    assert cli.main(["generate", SCENE, "--out", str(tmp_path / "out")]) == 0
+    assert (asked["verifier"].name, asked["source"]) == ("shapes", "attention")
     assert (asked["num_inference_steps"], asked["guidance_scale"]) == (20, 3.0)
     assert (asked["num_candidates"], asked["num_refinements"], asked["background"]) == (3, 2, "replay")
     assert asked["generator"].initial_seed() == 0

@@ -3,9 +3,11 @@ import json
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from fake_run import fake_output
 
-from lotts.manifest import Manifest
+from lotts.manifest import Manifest, environment, made_with
+from lotts.models import weights_digest
 from lotts.report import save_output
 
 CONTEXT = {"model": "shapes-sd", "verifier": "shapes", "dtype": "fp32", "device": torch.device("cpu")}
@@ -45,6 +47,27 @@ def test_a_manifest_says_what_made_the_pictures(folder):
     assert manifest.improvement == pytest.approx(0.1)
     assert manifest.cost["nfe"] == 48
     assert not manifest.repaired
+
+
+def test_a_scheduler_and_a_verifier_are_written_as_json_has_them():
+    class Judge:
+        version = "beauty@1"
+
+    made = made_with(DPMSolverMultistepScheduler(trained_betas=(0.1, 0.2)), Judge())
+    assert made["verifier"] == "beauty@1"
+    assert made["scheduler"]["class"] == "DPMSolverMultistepScheduler"
+    assert made["scheduler"]["lambda_min_clipped"] == "-inf"
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+
+
+def test_the_state_of_embedded_weights_is_recorded(folder):
+    assert Manifest.read(folder).environment["weights"] == weights_digest("shapes-sd")
+
+
+def test_a_gpu_that_is_not_there_has_no_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert environment("cuda:3")["processor"] == "cuda:3"
+    assert "triton" in environment(None)
 
 
 def test_every_picture_has_the_digest_of_its_file(folder):

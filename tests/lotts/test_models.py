@@ -1,8 +1,10 @@
+import json
+
 import pytest
 import torch
 
 from lotts import models
-from lotts.models import default_settings, load_pipeline
+from lotts.models import default_settings, load_pipeline, weights_digest
 
 
 @pytest.fixture
@@ -27,7 +29,22 @@ def test_a_scheduler_that_cannot_restart_is_replaced_with_a_warning(tiny_pipe, t
         pipe = load_pipeline(str(tmp_path / "pipe"), device="cpu", dtype="bf16")
     assert type(pipe.scheduler).__name__ == "DDIMScheduler"
     assert pipe.scheduler.config.beta_end == 0.0123
+    assert not pipe.scheduler.config.clip_sample
     assert pipe.unet.dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file:FutureWarning")
+def test_what_an_old_configuration_does_not_name_is_what_the_pipeline_corrects_it_to(tiny_pipe, tmp_path):
+    from diffusers import DDPMScheduler
+
+    tiny_pipe.scheduler = DDPMScheduler()
+    tiny_pipe.save_pretrained(tmp_path / "pipe")
+    path = tmp_path / "pipe" / "scheduler" / "scheduler_config.json"
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("clip_sample", "steps_offset")}
+    path.write_text(json.dumps(kept))
+    with pytest.warns(UserWarning, match="DDPMScheduler cannot restart"):
+        pipe = load_pipeline(str(tmp_path / "pipe"), device="cpu")
+    assert (pipe.scheduler.config.clip_sample, pipe.scheduler.config.steps_offset) == (False, 1)
 
 
 def test_an_embedded_pipeline_loads_half_precision_files_as_fp32_without_noise(tiny_pipe, tmp_path, monkeypatch, capfd):
@@ -72,6 +89,22 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA device"):
         load_pipeline("shapes-sd", device="cuda:0")
+
+
+def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="got cuda:7: there is cuda:0, cuda:1"):
+        load_pipeline("shapes-sd", device="cuda:7")
+
+
+def test_weights_have_a_digest_where_they_are_ours(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.EMBEDDED, "shapes-sd", (tmp_path, "sd"))
+    (tmp_path / "a.safetensors").write_bytes(b"a")
+    first = weights_digest("shapes-sd")
+    (tmp_path / "a.safetensors").write_bytes(b"b")
+    assert (len(first), weights_digest("shapes-sd") == first) == (16, False)
+    assert weights_digest("owner/name") is None
 
 
 def test_pickles_are_not_read(saved):

@@ -6,10 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from lotts.localize import LocalizeConfig
 from lotts.pipeline import LoTTS
 from lotts.repairs import repair
 from lotts.replays import replay
 from lotts.report import save_output
+from lotts.sources import AttentionSource, PredictionSource, map_source, recorded_name
+from lotts.verifier_source import VerifierSource
 
 STEPS = {"num_inference_steps": 4, "num_refinements": 1, "global_steps": 1, "guidance_scale": 2.0}
 
@@ -32,7 +35,15 @@ def test_a_generated_run_replays_bit_for_bit(tiny_pipe, generated):
     again = replay(generated, pipe=tiny_pipe, verifier=brightness)
     assert again.exact
     assert again.changes == {}
-    assert again.output.best == again.manifest.best
+    assert (again.rescored, again.same_best) == ([], True)
+
+
+def edited(folder, change):
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
 
 
 def test_a_repair_with_a_given_mask_replays_bit_for_bit(tiny_pipe, tmp_path):
@@ -106,3 +117,82 @@ def test_a_setting_that_no_run_has_is_named(tiny_pipe, generated):
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="got output_type"):
         replay(path, pipe=tiny_pipe, verifier=brightness)
+
+
+def test_scores_and_the_choice_are_compared_too(tiny_pipe, generated):
+    best = json.loads((generated / "manifest.json").read_text())["best"]
+
+    def otherwise(data):
+        data["samples"][0]["score"] -= 1.0
+        data["best"] = (best + 1) % 4
+
+    again = replay(edited(generated, otherwise), pipe=tiny_pipe, verifier=brightness)
+    assert again.differences == []
+    assert [(r.file, r.now - r.then) for r in again.rescored] == [(again.manifest.samples[0].file, pytest.approx(1.0))]
+    assert "then" in str(again.rescored[0])
+    assert not again.same_best
+    assert not again.exact
+
+
+def test_another_verifier_scheduler_or_weights_are_told(tiny_pipe, generated, tmp_path, monkeypatch):
+    from lotts import models
+
+    def otherwise(data):
+        data["environment"] |= {"triton": "1.0", "verifier": "beauty@1", "weights": "0" * 16}
+        data["environment"]["scheduler"]["beta_end"] = 0.5
+        data["model"] = "shapes-sd"
+
+    path = edited(generated, otherwise)
+    monkeypatch.setattr(models, "load_pipeline", lambda name, device=None, dtype=None: tiny_pipe)
+    with pytest.warns(UserWarning, match=r"scheduler\.beta_end 0\.5 then, 0\.02 now"):
+        again = replay(path, verifier=brightness)
+    assert again.exact
+    assert set(again.changes) == {"triton", "verifier", "weights", "scheduler.beta_end"}
+    assert again.changes["weights"][1] == models.weights_digest("shapes-sd")
+
+
+@pytest.mark.parametrize("mask", [None, np.ones((16, 16), bool)])
+def test_a_map_source_with_arguments_must_be_given_where_it_is_asked(tiny_pipe, tmp_path, mask):
+    source = AttentionSource(LocalizeConfig(sign=-1))
+    picture = np.full((32, 32, 3), 128, np.uint8)
+    output = repair(
+        tiny_pipe, picture, "a red cat", mask, verifier=brightness, source=source, generator=seeded(3), **STEPS
+    )
+    assert output.settings["source"] is None
+    folder = save_output(output, tmp_path / "out")
+    if mask is None:
+        with pytest.raises(ValueError, match="pass source="):
+            replay(folder, pipe=tiny_pipe, verifier=brightness)
+    assert replay(folder, pipe=tiny_pipe, verifier=brightness, source=None if mask is not None else source).exact
+
+
+def test_a_source_as_its_name_makes_it_is_recorded_by_name():
+    class Seeing:
+        def __call__(self, images, prompts):
+            return [0.0] * len(images)
+
+        def defect_maps(self, images, prompts):
+            return torch.zeros(len(images), 4, 4)
+
+    judge = Seeing()
+    for name in ("attention", "prediction", "verifier", "random"):
+        assert recorded_name(map_source(name, judge), judge) == name
+    others = [PredictionSource((0.5,)), AttentionSource(contrast="batch"), VerifierSource(Seeing()), object()]
+    assert [recorded_name(source, judge) for source in others] == [None] * 4
+    assert recorded_name(VerifierSource(judge), brightness) is None
+
+
+def test_a_run_of_a_gpu_is_replayed_without_one(tiny_pipe, generated, monkeypatch):
+    from lotts import models
+
+    asked = []
+
+    def load_pipeline(name, device=None, dtype=None):
+        asked.append(device)
+        return tiny_pipe
+
+    monkeypatch.setattr(models, "load_pipeline", load_pipeline)
+    path = edited(generated, lambda data: data.update(device="cuda:9", model="shapes-sd"))
+    again = replay(path, verifier=brightness)
+    assert (asked, again.device) == ([None], "cpu")
+    assert again.exact

@@ -43,6 +43,8 @@ def half_mask(rows=1):
 
 
 def test_candidates_are_the_stock_pipelines_pictures(any_pipe):
+    # Ours first: what a schedule says must not be left over from the stock pipeline's call.
+    _, (ours,) = candidates(backbone_for(any_pipe))
     stock = any_pipe(
         "a red cat",
         num_inference_steps=STEPS,
@@ -50,7 +52,6 @@ def test_candidates_are_the_stock_pipelines_pictures(any_pipe):
         generator=torch.Generator().manual_seed(3),
         output_type="latent",
     ).images
-    _, (ours,) = candidates(backbone_for(any_pipe))
     assert torch.equal(ours.result[None], stock)
     assert len(ours.latents) == STEPS + 1
 
@@ -228,3 +229,12 @@ def test_bad_configurations_say_what_was_expected(fields, words):
 def test_a_noise_step_outside_the_schedule_is_refused(fields):
     with pytest.raises(ValueError, match="noise_step"):
         ResampleConfig(**fields).check_schedule(STEPS)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (50, 2)])
+def test_by_default_global_integration_leaves_a_masked_step(steps, expected):
+    config = ResampleConfig.of(steps)
+    assert config.global_steps == expected
+    config.check_masked(steps)
+    with pytest.raises(ValueError, match=r"nothing would be refined inside the mask\. Leave global_steps out"):
+        ResampleConfig.of(steps, None, steps - config.noise_step).check_masked(steps)

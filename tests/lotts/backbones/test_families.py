@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import lotts
@@ -206,7 +205,9 @@ def test_errors_say_what_to_do(pipe_of):
     with pytest.raises(TypeError, match=r"expected a pipeline out of .*, got int"):
         backbone_for(1)
     img2img = StableDiffusion3Img2ImgPipeline.from_pipe(pipe_of("sd3"))
-    with pytest.raises(TypeError, match="closest is StableDiffusion3Pipeline"):
+    with pytest.raises(
+        TypeError, match=r"closest is StableDiffusion3Pipeline; StableDiffusion3Pipeline\.from_pipe\(pipe\)"
+    ):
         backbone_for(img2img)
     assert type(capturable(img2img)) is FAMILIES["StableDiffusion3Pipeline"]
     pipe = pipe_of("sdxl")
@@ -217,6 +218,21 @@ def test_errors_say_what_to_do(pipe_of):
         backbone_for(pipe)
     with pytest.raises(ValueError, match="multiples of 4"):
         backbone_for(pipe_of("flux-dev")).latent_size(30, 32)
+
+
+def test_components_are_offered_only_to_a_family_with_the_same_network(pipe_of):
+    from diffusers import DDPMPipeline, DDPMScheduler, FluxControlPipeline, UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    pipe = DDPMPipeline(UNet2DModel(sample_size=8, norm_num_groups=4, **blocks), DDPMScheduler())
+    with pytest.raises(TypeError, match="the closest is ") as refused:
+        backbone_for(pipe)
+    assert "from_pipe" not in str(refused.value)
+    flux = pipe_of("flux-dev")
+    control = FluxControlPipeline(**{name: part for name, part in flux.components.items() if part is not None})
+    control.transformer = torch.compile(flux.transformer, backend="eager")
+    with pytest.raises(TypeError, match=r"FluxPipeline\.from_pipe\(pipe\)"):
+        backbone_for(control)
 
 
 def test_supported_names_every_family_and_its_schedulers():
@@ -246,4 +262,3 @@ def test_words_are_found_by_either_tokenizer(pipe_of):
     assert torch.equal(backbone.word_weights("a red cat", ["red", "cat"]).sum(1), weights[0])
     with pytest.raises(ValueError, match="does not occur"):
         backbone.word_weights("a red cat", ["dog"])
-    assert tiny.WORDS  # the vocabulary that both know

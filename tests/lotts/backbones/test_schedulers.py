@@ -10,7 +10,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from lotts.backbones.schedulers import LinearUpdate, linear_update
+from lotts.backbones.schedulers import VARIANCE_PRESERVING, LinearUpdate, check_restartable, linear_update
 
 STEPS = 12
 SHAPE = (3, 4, 5)
@@ -93,6 +93,16 @@ def test_zero_terminal_signal_to_noise(scheduler):
 def test_what_is_not_linear_has_no_factors(scheduler, step):
     scheduler.set_timesteps(STEPS)
     assert linear_update(scheduler, step) is None
+
+
+def test_a_solver_with_the_sigmas_of_flow_matching_is_refused():
+    """Its latents are not those whose signal and noise we know."""
+    solver = diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
+    with pytest.raises(ValueError, match=r"use_flow_sigmas=False, got True: .*from_config\(.*use_flow_sigmas=False\)"):
+        check_restartable(solver, VARIANCE_PRESERVING)
+    check_restartable(
+        diffusers.DPMSolverMultistepScheduler.from_config(solver.config, use_flow_sigmas=False), VARIANCE_PRESERVING
+    )
 
 
 def test_the_last_step_of_flow_matching_gives_the_clean_estimate():

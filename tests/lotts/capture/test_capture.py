@@ -117,6 +117,11 @@ def test_errors_come_before_any_computation(tiny_pipe, monkeypatch):
         entering(tiny_pipe, "a red cat", words=["cat", "dog"])
     with pytest.raises(ValueError, match="no attention layer matches"):
         entering(tiny_pipe, "a red cat", layers=["no_such_block"])
+    with pytest.raises(ValueError, match=r"expected words among .* got none of '!\?'"):
+        entering(tiny_pipe, ["a red cat", "!?"])
+    tiny_pipe.unet.set_attn_processor(AttnProcessor())
+    with pytest.raises(ValueError, match="nothing to capture"):
+        entering(tiny_pipe, "a red cat")
 
 
 def test_capturing_nothing_is_an_error(tiny_pipe):
@@ -124,9 +129,6 @@ def test_capturing_nothing_is_an_error(tiny_pipe):
         pass
     with pytest.raises(RuntimeError, match="no cross-attention maps"):
         _ = maps.original
-    tiny_pipe.unet.set_attn_processor(AttnProcessor())
-    with pytest.raises(RuntimeError, match="nothing to capture"), capture(tiny_pipe, "a red cat"):
-        pass
 
 
 def test_an_error_of_the_user_is_not_replaced_by_ours(tiny_pipe):

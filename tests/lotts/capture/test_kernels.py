@@ -26,6 +26,33 @@ def record(unet, model, dtype=torch.float32):
         return model(*inputs).sample, recorder.cross_maps(), recorder.self_maps()
 
 
+def zero_in_place(recorder):
+    """Empty the sums without making new ones, since a CUDA graph goes on adding to those that it was captured with."""
+    for layer in recorder._layers.values():
+        for maps in layer.sums.values():
+            maps.total.zero_()
+            maps.forwards.zero_()
+
+
+@torch.no_grad()
+def test_sums_emptied_in_place_are_those_of_what_follows(shallow_unet):
+    unet = shallow_unet.to(DEVICE)
+    weight = torch.ones(2, 9, 1, device=DEVICE)
+    latents, text = noise(2, 4, 16, 16, seed=5), noise(2, 9, 32, seed=6)
+    recorder = AttentionRecorder(unet, weight, latent_size=(16, 16))
+    recorder.record_cross = recorder.record_self = True
+    recorder.columns = noise(2, 3, 16, 16, seed=4)
+    with recorder:
+        unet(latents, 900, text)
+        zero_in_place(recorder)
+        unet(latents, 5, text)
+        emptied = recorder.cross_maps(), recorder.self_maps()
+        recorder.reset()
+        unet(latents, 5, text)
+        for actual, alone in zip(emptied, (recorder.cross_maps(), recorder.self_maps()), strict=True):
+            torch.testing.assert_close(actual, alone)
+
+
 @pytest.fixture
 def with_kernels(monkeypatch):
     """A switch: from then on the ops that are asked for no implementation take Triton's."""
@@ -73,9 +100,7 @@ def test_a_recorded_step_replays_as_a_cuda_graph(tiny_unet):
         with torch.cuda.graph(graph):
             out = unet(latents, step, text).sample
         latents.normal_()
-        for layer in recorder._layers.values():
-            layer.total.zero_()
-            layer.forwards.zero_()
+        zero_in_place(recorder)
         graph.replay()
         replayed = out.clone(), recorder.cross_maps(), recorder.self_maps()
         recorder.reset()

@@ -161,6 +161,63 @@ def test_another_metric_only_looks_at_the_pictures(tmp_path, monkeypatch):
     assert {row["metric"] for row in rows(tmp_path)} > {"bright", "red"}
 
 
+def test_a_metric_of_another_version_looks_again(tmp_path, monkeypatch):
+    first = study(seeds=1, variants=VARIANTS[:1], metric_versions={"red": "1"})
+    compare(first, tmp_path)
+    asked = []
+    monkeypatch.setattr(search, "run", lambda *args, **kwargs: pytest.fail("drawn again"))
+    monkeypatch.setitem(verifiers.REGISTRY, "red", lambda: lambda images, prompts: asked.append(1) or [0.5])
+    assert compare(first, tmp_path).made == 0
+    assert not asked
+    outcome = compare(study(seeds=1, variants=VARIANTS[:1], metric_versions={"red": "2"}), tmp_path)
+    assert (outcome.made, outcome.failed) == (2, 0)
+    assert {row["mean"] for row in rows(tmp_path) if row["metric"] == "red"} == {"0.5"}
+
+
+def test_an_item_cut_short_is_made_again(tmp_path):
+    compare(study(seeds=1, variants=VARIANTS[:1]), tmp_path)
+    before = (tmp_path / "table.csv").read_bytes()
+    cut = sorted(tmp_path.glob("items/*/*/item.json"))[0]
+    cut.write_text("")
+    outcome = compare(study(seeds=1, variants=VARIANTS[:1]), tmp_path)
+    assert (outcome.made, outcome.kept) == (1, 1)
+    assert (tmp_path / "table.csv").read_bytes() == before
+    assert cut.parent.stat().st_mode & 0o055 == 0o055 & ~umask()  # others may read it on a shared disk
+
+
+def umask():
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def test_what_another_process_made_meanwhile_counts(tmp_path, monkeypatch):
+    original = search.run
+
+    def overtaken(*args, **kwargs):
+        output = original(*args, **kwargs)
+        monkeypatch.setattr(search, "run", original)
+        compare(one, tmp_path)
+        return output
+
+    one = study(seeds=1, variants=VARIANTS[:1], prompts=PROMPTS[:1])
+    monkeypatch.setattr(search, "run", overtaken)
+    outcome = compare(one, tmp_path)
+    assert (outcome.made, outcome.failed) == (1, 0)
+    assert len(list(tmp_path.glob("items/*/*"))) == 1
+
+
+def test_what_a_killed_process_left_is_removed_when_nobody_can_be_at_it(tmp_path):
+    compare(study(seeds=1, variants=VARIANTS[:1]), tmp_path)
+    left = [tmp_path / "items" / "best_of_n" / ".unfinished-1", tmp_path / "items" / "best_of_n" / ".unfinished-2"]
+    for folder in left:
+        folder.mkdir()
+        (folder / "000.png").write_bytes(b"half")
+    os.utime(left[0], (0, 0))
+    compare(study(seeds=1, variants=VARIANTS[:1]), tmp_path)
+    assert [folder.exists() for folder in left] == [False, True]
+
+
 def test_prompts_that_a_judge_refuses_are_told_before_any_compute(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(tiny.unet, "forward", lambda *args, **kwargs: pytest.fail("computed something"))
     with pytest.raises(ValueError, match="cannot read"):
@@ -176,6 +233,8 @@ def test_prompts_that_a_judge_refuses_are_told_before_any_compute(tmp_path, tiny
     ):
         with pytest.raises(ValueError, match=message):
             compare(study(variants=[*VARIANTS, Variant.parse(method)]), tmp_path)
+    with pytest.raises(ValueError, match="expected a plot out of scaling"):
+        compare(study(), tmp_path, form="pie")
     with pytest.raises(ValueError, match="one picture at least"):
         compare(study(budgets=["samples=2", "nfe=1"]), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -97,6 +97,7 @@ def test_an_item_is_what_decides_its_outcome():
         {"verifier": "hpsv2"},
         {"settings": {"num_inference_steps": 3}},
         {"versions": {"model": "1"}},
+        {"budgets": ["tokens=1032192"]},
         {"prompts": [Prompt("a dog")]},
     ):
         assert keys(**changes) != [key]
@@ -130,6 +131,8 @@ def test_ablations_change_one_thing_each():
     for method in ("best_of_n", "lotts_adaptive"):
         with pytest.raises(ValueError, match="expected a method"):
             ablations(method)
+    with pytest.raises(ValueError, match="got a mask_threshold"):
+        ablations("lotts", {"mask_threshold": 0.5})
 
 
 def test_sweeps_vary_one_setting_and_share_the_default():
@@ -142,5 +145,10 @@ def test_sweeps_vary_one_setting_and_share_the_default():
     assert default_of("lotts", found, 20) == "k=2"
     assert default_of("lotts", found[:1], 20) == ""
     assert "k" not in default_sweep("lotts_chain", 20)
+    options = {"background": "fixed", "num_refinements": 4}
+    changed = sweeps("lotts", {"k": [1, 4]}, 20, options, "random")
+    assert [v.options["background"] for v in changed] == ["fixed"] * 2
+    assert {v.source for v in changed} == {"random"}
+    assert default_of("lotts", changed, 20, options, "random") == "k=4"
     with pytest.raises(ValueError, match="expected options of lotts"):
         sweeps("lotts", {"luck": [1]}, 20)

@@ -64,12 +64,46 @@ def test_expected_improvement_is_the_integral(mean, std, best):
     assert expected_improvement(mean, std, best) == pytest.approx(integral, abs=2e-6)
 
 
+@pytest.mark.parametrize("z", [-6.0, -8.2, -12.0, -30.0])
+def test_expected_improvement_far_below_is_tiny_and_not_nothing(z):
+    """Its tail: density / z^2, to a few parts in z^2."""
+    tail = math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) / z**2
+    assert expected_improvement(z, 1.0, 0.0) == pytest.approx(tail, rel=3.5 / z**2 + 1e-3)
+
+
+def test_the_last_step_of_the_stochastic_flow_adds_no_noise():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    assert linear_update(scheduler, 9, eta=1.0) == linear_update(scheduler, 9)
+    assert linear_update(scheduler, 8, eta=1.0).noise > 0
+
+
+def test_eulers_stochastic_form_is_euler_ancestral():
+    from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+
+    plain, ancestral = EulerDiscreteScheduler(), EulerAncestralDiscreteScheduler()
+    for scheduler in (plain, ancestral):
+        scheduler.set_timesteps(7)
+    for step in range(7):
+        update, expected = linear_update(plain, step, eta=1.0), linear_update(ancestral, step)
+        assert (update.latents, update.prediction, update.noise) == pytest.approx(
+            (expected.latents, expected.prediction, expected.noise), rel=1e-4
+        )
+    assert linear_update(plain, 3).noise == 0
+
+
 def test_beliefs_go_over_to_what_was_seen():
     gains = Gains(mean=0.0, std=1.0)
     assert gains.belief() == (0.0, 1.0)
     gains.seen = [2.0] * 1000
     mean, std = gains.belief()
     assert mean == pytest.approx(2, abs=0.01)
+    gains.seen = [1.0, 3.0]  # beside two outcomes' worth of 0 +- 1: mean 1, variance (2 * (1 + 1) + 2 * 1 + 2 * 1) / 4
+    assert gains.belief() == pytest.approx((1.0, 2**0.5))
+    gains.seen = [2.0] * 1000
+    mean, std = gains.belief()
     assert std < 0.1
     assert expected_improvement(1.0, 0.0, 0.5) == 0.5
 

@@ -51,13 +51,27 @@ def test_one_to_a_third_of_the_objects_are_damaged():
         assert 1 <= victims <= max(1, len(scene.items) // 3)
 
 
-def test_free_scenes_are_drawn_from_left_to_right_as_they_are_named():
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        scene = sample_scene(rng, 2 + seed % 7)
-        placed = draw(scene, rng).placed
-        if scene.kind == "free":
-            assert [spot.x for spot in placed] == sorted(spot.x for spot in placed)
+def test_each_object_is_flawed_by_the_chance_that_is_asked_for():
+    flaws = [
+        draw(scene, np.random.default_rng(seed), flaws=0.3).damage.any((1, 2)) for seed, scene in enumerate(scenes(80))
+    ]
+    assert 0.25 < np.concatenate(flaws).mean() < 0.35  # of some 700 objects, two standard errors either way
+    assert not any(draw(scene, np.random.default_rng(0), flaws=1e-9).damage.any() for scene in scenes(5))
+
+
+def test_free_scenes_are_drawn_in_reading_order():
+    found = [scene for scene in scenes(200) if scene.kind == "free"]
+    assert len(found) > 10
+    for seed, scene in enumerate(found):
+        spots, end = place(scene, np.random.default_rng(seed)), 0
+        rows = []
+        for length in scene.reading_rows:
+            rows.append(spots[end : (end := end + length)])
+        assert end == len(spots)
+        for row in rows:
+            assert [spot.x for spot in row] == sorted(spot.x for spot in row)
+        for upper, lower in itertools.pairwise(rows):
+            assert max(spot.y for spot in upper) < min(spot.y for spot in lower)
 
 
 def test_no_object_is_larger_than_those_of_a_three_by_three_grid():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lotts.models import EMBEDDED, load_pipeline
+from lotts.shapes import evaluate
 from lotts.shapes.checker import check
 from lotts.shapes.draw import draw
 from lotts.shapes.evaluate import round_trip
@@ -31,6 +32,18 @@ def test_autoencoders_leave_drawings_right(name):
     scenes = [sample_scene(rng, 9) for _ in range(6)]
     decoded = round_trip(np.stack([draw(scene, rng).image for scene in scenes]), name)
     assert np.mean([check(image, scene).objects_right for image, scene in zip(decoded, scenes, strict=True)]) > 0.95
+
+
+def test_single_samples_are_reported_by_number_of_objects(capsys):
+    evaluate.main(["sd", "--prompts", "3", "--seed", "0", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["prompts"], report["seed"]) == ("shapes-sd", 3, 0)
+    assert list(report["by_objects"]) == ["2", "3", "4"]
+    right = [(n, found["objects_right"]) for n, found in zip((2, 3, 4), report["by_objects"].values(), strict=True)]
+    assert report["objects_right"] == pytest.approx(sum(n * share for n, share in right) / 9, abs=1e-4)
+    assert report["scenes_right"] == pytest.approx(
+        np.mean([found["scenes_right"] for found in report["by_objects"].values()]), abs=1e-4
+    )
 
 
 def test_the_files_that_ship_name_no_folder_of_the_machine_that_made_them():

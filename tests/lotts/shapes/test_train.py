@@ -179,8 +179,8 @@ def test_captions_are_dropped_and_latents_reused():
 def test_low_quality_captions_go_with_damage():
     made = [captioned(np.random.default_rng(i)) for i in range(400)]
     low, high = (QUALITY_PREFIX[side].split("{")[0] for side in ("low", "high"))
-    assert {damaged for text, _, damaged in made if text.startswith(low)} == {True}
-    assert {damaged for text, _, damaged in made if text.startswith(high)} == {False}
+    assert {quality for text, _, quality in made if text.startswith(low)} == {"low"}
+    assert {quality for text, _, quality in made if text.startswith(high)} == {"high"}
     assert 0.08 < np.mean([text.startswith(low) for text, *_ in made]) < 0.22
 
 

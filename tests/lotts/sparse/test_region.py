@@ -64,7 +64,8 @@ def test_a_coarse_token_is_masked_when_any_cell_under_it_is():
 
 
 @pytest.mark.parametrize(
-    ("every", "expected"), [(None, [10, 14]), (1, [*range(10, 17)]), (3, [10, 13, 16]), (50, [10])]
+    ("every", "expected"),
+    [(None, [10, 12, 14, 16]), (4, [10, 14]), (1, [*range(10, 17)]), (3, [10, 13, 16]), (50, [10])],
 )
-def test_dense_steps_are_the_first_and_one_midway_or_every_so_many(every, expected):
+def test_dense_steps_are_every_second_or_every_so_many(every, expected):
     assert record_steps(10, 17, every) == expected

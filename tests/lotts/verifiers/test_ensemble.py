@@ -213,7 +213,7 @@ def test_a_run_uses_an_ensemble(tiny_pipe, monkeypatch):
     monkeypatch.setitem(
         verifiers.REGISTRY, "red", lambda: lambda images, prompts: [float(i[..., 0].mean()) for i in images]
     )
-    out = lotts.LoTTS(tiny_pipe, "zscore(bright:2,red)")("a red cat", 2, 1, num_inference_steps=2, global_steps=1)
+    out = lotts.LoTTS(tiny_pipe, "zscore(bright:2,red)")("a red cat", 2, 1, num_inference_steps=2)
     bright = [sample.pixels.mean() / 255 for sample in out.samples]
     red = [sample.pixels[..., 0].mean() / 255 for sample in out.samples]
     expected = combine(torch.tensor([bright, red]), [2, 1], ["p"] * 4, "zscore").tolist()

@@ -155,7 +155,7 @@ def test_a_run_scores_on_the_pipelines_device(tiny_pipe):
             used.append(str(device))
             return super().on(device)
 
-    out = lotts.LoTTS(tiny_pipe, Recorded())("a red cat", 2, 1, num_inference_steps=2, global_steps=1)
+    out = lotts.LoTTS(tiny_pipe, Recorded())("a red cat", 2, 1, num_inference_steps=2)
     assert used == ["cpu"]
     assert len(out.samples) == 4
     assert out.improvement >= 0

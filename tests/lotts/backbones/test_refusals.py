@@ -1,0 +1,80 @@
+"""Facts about pipelines that cannot be driven, or whose attention cannot be read: they are refused before any compute."""
+
+import pytest
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+
+import lotts
+from lotts.backbones import backbone_for
+from lotts.search import run
+
+
+def brightness(images, prompts):
+    return [float(image.mean()) for image in images]
+
+
+@pytest.fixture
+def idle(tiny_pipe, monkeypatch):
+    """The tiny pipeline, which may neither encode a text nor compute."""
+    monkeypatch.setattr(tiny_pipe, "encode_prompt", lambda *a, **k: pytest.fail("encoded a text"))
+    monkeypatch.setattr(tiny_pipe.unet, "forward", lambda *a, **k: pytest.fail("computed"))
+    return tiny_pipe
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux-dev"])
+def test_image_prompts_are_not_passed_on(pipe_of, name):
+    pipe = pipe_of(name)
+    backbone_for(pipe).network.config.encoder_hid_dim_type = "ip_image_proj"  # as load_ip_adapter leaves it
+    with pytest.raises(ValueError, match=r"'ip_image_proj'.*pipe\.unload_ip_adapter\(\)"):
+        backbone_for(pipe)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_unet_with_guidance_distilled_into_it(pipe_of, name):
+    pipe = pipe_of(name)
+    pipe.unet.register_to_config(time_cond_proj_dim=256)
+    with pytest.raises(ValueError, match="time_cond_proj_dim 256"):
+        lotts.LoTTS(pipe, brightness)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda unet: unet.set_attn_processor(AttnProcessor()), "nothing to capture"),
+        (lambda unet: unet.set_attention_slice("max"), "nothing to capture .*SlicedAttnProcessor"),
+        (lambda unet: slice_layers(unet, "attn2"), "no cross-attention to capture .*SlicedAttnProcessor"),
+        (lambda unet: slice_layers(unet, "attn1"), "no self-attention to capture .*SlicedAttnProcessor"),
+    ],
+)
+def test_attention_that_cannot_be_read_names_the_remedy(idle, make, words):
+    make(idle.unet)
+    with pytest.raises(ValueError, match=words + r".*set_attn_processor\(AttnProcessor2_0\(\)\).*source='prediction'"):
+        lotts.LoTTS(idle, brightness)("a red cat", num_inference_steps=4)
+
+
+def slice_layers(unet, end):
+    for name, module in unet.named_modules():
+        if name.endswith(end):
+            module.set_processor(SlicedAttnProcessor(1))
+
+
+def test_the_prediction_reads_no_attention(tiny_pipe):
+    tiny_pipe.enable_attention_slicing()
+    out = lotts.LoTTS(tiny_pipe, brightness, source="prediction")("!?", 1, 1, num_inference_steps=4)
+    assert len(out.samples) == 2
+
+
+@pytest.mark.parametrize("prompt", ["🐱🐱", "!? ..."])
+def test_a_prompt_without_words_has_no_attention_to_read(idle, prompt):
+    with pytest.raises(ValueError, match="expected words among what the text encoder reads"):
+        lotts.LoTTS(idle, brightness)(prompt, num_inference_steps=4)
+
+
+def test_a_search_refuses_them_when_it_first_looks(tiny_pipe, monkeypatch):
+    monkeypatch.setattr(tiny_pipe.unet, "forward", lambda *a, **k: pytest.fail("computed"))
+    with pytest.raises(ValueError, match="expected words among"):
+        run(tiny_pipe, "!?", "lotts", budget="samples=3", verifier=brightness, num_inference_steps=6)
+
+
+def test_a_size_that_does_not_fit_names_the_nearest_one(tiny_pipe):
+    with pytest.raises(ValueError, match="multiples of 2, got 33 x 31: the nearest that fits is 32 x 32"):
+        backbone_for(tiny_pipe).latent_size(33, 31)

@@ -1,0 +1,65 @@
+"""Facts about the pictures and masks that repair is given."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lotts
+from lotts.repairs import read_mask, read_picture
+
+PICTURE = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
+
+
+def brightness(images, prompts):
+    return [float(image.mean()) for image in images]
+
+
+def repair(pipe, image=PICTURE, mask=None, **settings):
+    return lotts.repair(
+        pipe, image, "a red cat", mask, verifier=brightness, num_refinements=1, num_inference_steps=4,
+        output_type="np", generator=torch.Generator().manual_seed(0), **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ((PICTURE * 255).astype(np.int64), r"uint8 or as floating numbers in \[0, 1\], got int64"),
+        ((PICTURE * 65535).astype(np.uint16), "got uint16"),
+        (PICTURE > 0.5, "got bool"),
+        (PICTURE * 255, r"floating numbers in \[0, 1\], got .* to 25"),
+        (PICTURE - 1, r"in \[0, 1\]"),
+        (np.where(PICTURE > 0.5, np.nan, PICTURE), "got nan to nan"),
+        (PICTURE[:33, :31], "got 32 x 31: the nearest that fits is 32 x 32"),
+    ],
+)
+def test_what_is_no_picture_is_refused(tiny_pipe, monkeypatch, image, words):
+    monkeypatch.setattr(tiny_pipe.vae, "encode", lambda *a, **k: pytest.fail("computed before checking"))
+    with pytest.raises(ValueError, match=words):
+        repair(tiny_pipe, image)
+
+
+def test_pictures_and_masks_stand_as_their_files_say(tmp_path):
+    pixels = (PICTURE[:, :24] * 255).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: to be shown a quarter turn clockwise
+    Image.fromarray(pixels).save(tmp_path / "picture.png", exif=turned)
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "mask.png", exif=turned)
+    expected = np.rot90(pixels, -1)
+    assert np.array_equal(np.rint(read_picture(tmp_path / "picture.png") * 255), expected)
+    assert np.array_equal(read_picture(Image.open(tmp_path / "picture.png")), read_picture(tmp_path / "picture.png"))
+    assert np.array_equal(read_mask(tmp_path / "mask.png").numpy(), expected[..., 0] > 127)
+
+
+def test_pixel_paste_keeps_what_lies_outside_the_soft_ring(tiny_pipe):
+    cells = np.zeros((16, 16), bool)
+    cells[6:10, 6:10] = True
+    ring = np.zeros((16, 16), bool)
+    ring[4:12, 4:12] = True
+    inside, around = (np.kron(region, np.ones((2, 2), bool)) for region in (cells, ring))
+    out = repair(tiny_pipe, mask=cells, soft_ring=2, global_steps=0, noise_step=0)
+    changed = (out.samples[1].image != PICTURE).any(-1)
+    assert not changed[~around].any()
+    assert changed[around & ~inside].any()
+    assert np.array_equal(out.samples[1].mask.numpy(), cells)
