@@ -1,5 +1,6 @@
 """Every kernel compiles for the chips it is meant for, without a GPU, and stays in registers and on the tensor cores."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,7 +12,6 @@ from bench import resources
 from bench.resources import Needs, judge, parse_amd, parse_nvidia
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.xdist_group("resources")  # one process compiles what they all read
 
 CUOBJDUMP = """
 Resource usage:
@@ -123,23 +123,23 @@ def test_one_op_and_one_chip_may_be_asked_for():
     assert rows[0]["registers"] > 0
 
 
-@pytest.fixture(scope="module")
-def rows():
-    # Each variant for one chip: all of them for all chips take minutes, and are a command of their own.
+def test_no_kernel_spills_or_misses_the_tensor_cores():
+    # One test, so that one worker compiles. Each variant for one chip: all for all take minutes, and are a command of their own.
     done = run("--json", "--in-turn")
     assert done.stdout, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("op", resources.ops())
-@pytest.mark.parametrize("arch", resources.ARCHITECTURES)
-def test_no_kernel_spills_or_misses_the_tensor_cores(rows, op, arch):
-    chosen = [row for row in rows if (row["op"], row["arch"]) == (op, arch)]
-    assert chosen
-    for row in chosen:
-        assert row["error"] is None, f"{row['kernel']}: {row['error']}"
-        assert (row["spills"], row["stack"]) == (0, 0), f"{row['kernel']} spills"
-        assert 0 < row["registers"] <= 512
-        assert row["shared"] <= resources.CHIPS[arch].shared, f"{row['kernel']} needs {row['shared']} bytes"
-        assert row["tensor_cores"] > 0 or not row["dots"], f"{row['kernel']} uses no tensor cores"
-        assert row["faults"] == []
+    rows = json.loads(done.stdout)
+    assert {(row["op"], row["arch"]) for row in rows} == set(
+        itertools.product(resources.ops(), resources.ARCHITECTURES)
+    )
+    wrong = []
+    for row in rows:
+        fine = (
+            row["error"] is None
+            and (row["spills"], row["stack"]) == (0, 0)
+            and 0 < row["registers"] <= 512
+            and row["shared"] <= resources.CHIPS[row["arch"]].shared
+            and (row["tensor_cores"] > 0 or not row["dots"])
+            and row["faults"] == []
+        )
+        wrong += [] if fine else [row]
+    assert wrong == []

@@ -28,7 +28,10 @@ def variants(out):
     ("command", "lines"),
     [
         (["compare", "--methods", "best_of_n,lotts(global_steps=1)"], ["best_of_n", "lotts(global_steps=1)"]),
-        (["ablate", "--method", "lotts(num_refinements=1,global_steps=1)"], ["no mask", "random mask", "full"]),
+        (
+            ["ablate", "--limit", "1", "--method", "lotts(num_refinements=1,global_steps=1)"],
+            ["no mask", "random mask", "full"],
+        ),
         (["sweep", "--method", "lotts(num_refinements=1,global_steps=1)", "--vary", "r=0.2,0.5"], ["r=0.2", "r=0.5"]),
     ],
 )

@@ -35,14 +35,16 @@ def test_no_budget_is_overspent(tiny_pipe, method):
     """What is left would not pay for the method's cheapest sample: half a schedule, or a whole one."""
     cheapest = {"lotts": STEPS, "lotts_chain": STEPS, "lotts_adaptive": 2 * (STEPS - int(0.8 * STEPS))}
     least = cheapest.get(method, 2 * STEPS)
-    for budget, limit in (("nfe=50", 50), ("tokens=12800", 12800 / 256), ("nfe=48", 48)):
+    for budget, limit in (("nfe=50", 50), ("tokens=12288", 12288 / 256)):
         cost = found(tiny_pipe, method, budget).cost
         assert cost.tokens == 256 * cost.nfe
         assert limit - least < cost.nfe <= limit
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "batch_size"),
+    [("best_of_n", 3), ("zero_order", 3), ("lotts", 3), ("lotts_chain", 1), ("lotts_adaptive", 1), ("particle", 1)],
+)
 def test_seconds_are_spent_however_samples_are_batched(tiny_pipe, method, batch_size, monkeypatch):
     """A clock that goes by network rows: 100 of them a second."""
 
