@@ -29,7 +29,7 @@ from lotts.shapes.checker import check
 from lotts.shapes.sampling import held_out_scenes, on_all_cores
 from lotts.shapes.scenes import parse
 from lotts.sources import AttentionSource, PredictionSource
-from lotts.verifier_source import VerifierSource
+from lotts.sources.verifier import VerifierSource
 
 STEPS, GUIDANCE, SIZE = 20, 3.0, (16, 16)
 NOISE_STEPS = (4, 8, 12)

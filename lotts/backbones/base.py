@@ -14,8 +14,8 @@ from PIL import Image
 
 from lotts.backbones import schedulers
 from lotts.backbones.conditioning import Conditioning, Embedding
+from lotts.backbones.prompt_tokens import PromptTokens
 from lotts.backbones.schedulers import LinearUpdate
-from lotts.capture.tokens import content_weights, word_weights
 from lotts.localize import LocalizeConfig
 
 
@@ -24,7 +24,7 @@ def is_diffusers(thing: Any, class_name: str) -> bool:
     return any(c.__name__ == class_name and c.__module__.startswith("diffusers.") for c in type(thing).__mro__)
 
 
-class Backbone(ABC):
+class Backbone(PromptTokens, ABC):
     """A diffusers pipeline as the method sees it.
 
     Latents are [B, C, h, w] on the grid that masks live on, whatever the pipeline's own layout. The loop supported
@@ -114,58 +114,6 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Embedding:
         """Embed B prompts as the pipeline does, for the positive side."""
-
-    @property
-    @abstractmethod
-    def segments(self) -> list[tuple[Any, int]]:
-        """The tokenizers whose tokens, one after the other, are those of an ``Embedding``, and how many each gives."""
-
-    def content_weights(self, prompts: Sequence[str], *, template: str | None = None) -> torch.Tensor:
-        """Weight 1 on the tokens that carry the prompts' content, fp32 [B, L]; see ``lotts.capture.tokens``.
-
-        Raises:
-            ValueError: a prompt has none, as one of emoji or punctuation alone.
-        """
-        parts = [
-            content_weights(tokenizer, self.spelled_out(prompts), template=template, max_length=length)[1]
-            if tokenizer is not None
-            else torch.zeros((len(prompts), length))
-            for tokenizer, length in self.segments
-        ]
-        weights = torch.cat(parts, dim=1)
-        for prompt, weight in zip(prompts, weights, strict=True):
-            if not weight.any():
-                raise ValueError(
-                    f"expected words among what the text encoder reads of a prompt, got none of {prompt!r}: there is no attention "
-                    "to map. Describe the picture in words, or do without attention, source='prediction'"
-                )
-        return weights
-
-    def word_weights(self, prompt: str, words: Sequence[str]) -> torch.Tensor:
-        """Weight 1 on the tokens of every occurrence of each word, fp32 [L, W]."""
-        if not words:
-            return torch.zeros((sum(length for _, length in self.segments), 0))
-        return torch.stack([self._word_weight(prompt, word) for word in words], dim=1)
-
-    def _word_weight(self, prompt: str, word: str) -> torch.Tensor:
-        parts, unread = [], None
-        for tokenizer, length in self.segments:
-            part = torch.zeros(length)
-            try:
-                if tokenizer is not None:
-                    part = word_weights(tokenizer, prompt, [word], max_length=length)[:, 0]
-            except ValueError as error:  # beyond what this tokenizer reads, but another may read it
-                unread = error
-            parts.append(part)
-        weight = torch.cat(parts)
-        if unread is not None and not weight.any():
-            raise unread
-        return weight
-
-    def spelled_out(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts as the pipeline tokenises them: a textual-inversion word of several vectors becomes several."""
-        convert = getattr(self.pipe, "maybe_convert_prompt", None)
-        return list(prompts) if convert is None else convert(list(prompts), self.pipe.tokenizer)
 
     def conditional_rows(self, rows: int) -> slice:
         """Which rows of the stock pipeline's batch are guided towards the prompt: the second half under guidance."""

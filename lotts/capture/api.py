@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lotts.capture.patch import attention_modules
-from lotts.capture.recorder import AttentionRecorder, CaptureReport, LayerFilter, Probe, check_layers, layer_filter
+from lotts.capture.recorder import AttentionRecorder, CaptureReport, Probe
+from lotts.capture.selection import LayerFilter, check_layers, layer_filter
 from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, find_word
 
 if TYPE_CHECKING:

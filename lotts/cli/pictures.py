@@ -96,8 +96,8 @@ def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any],
     All that needs no pipeline is checked first, so that nothing is loaded or downloaded in vain. ``own``: a command's own
     numbers.
     """
+    from lotts.arguments import check_numbers, check_prompt
     from lotts.models import check_device, check_dtype, dtype_name, load_pipeline
-    from lotts.request import check_numbers, check_prompt
     from lotts.sources import map_source
     from lotts.verifiers import check_name, load
 

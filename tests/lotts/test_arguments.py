@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lotts
+from lotts.arguments import seeds_from
 from lotts.report import save_output
-from lotts.request import seeds_from
 
 
 def brightness(images, prompts):

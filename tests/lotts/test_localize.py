@@ -108,3 +108,9 @@ def test_both_windows_hold_at_least_one_step_of_the_schedule(steps):
 def test_bad_configurations_say_what_was_expected(fields):
     with pytest.raises(ValueError, match="expected"):
         LocalizeConfig(**fields)
+
+
+@pytest.mark.parametrize("template", ["A bad image.", "A {q} image of {p}."])
+def test_a_quality_prompt_holds_the_prompt(template):
+    with pytest.raises(ValueError, match=r"expected negative with \{p\} once"):
+        LocalizeConfig(negative=template)

@@ -11,8 +11,7 @@ from lotts.pipeline import LoTTS
 from lotts.repairs import repair
 from lotts.replays import replay
 from lotts.report import save_output
-from lotts.sources import AttentionSource, PredictionSource, map_source, recorded_name
-from lotts.verifier_source import VerifierSource
+from lotts.sources import AttentionSource
 
 STEPS = {"num_inference_steps": 4, "num_refinements": 1, "global_steps": 1, "guidance_scale": 2.0}
 
@@ -164,22 +163,6 @@ def test_a_map_source_with_arguments_must_be_given_where_it_is_asked(tiny_pipe, 
         with pytest.raises(ValueError, match="pass source="):
             replay(folder, pipe=tiny_pipe, verifier=brightness)
     assert replay(folder, pipe=tiny_pipe, verifier=brightness, source=None if mask is not None else source).exact
-
-
-def test_a_source_as_its_name_makes_it_is_recorded_by_name():
-    class Seeing:
-        def __call__(self, images, prompts):
-            return [0.0] * len(images)
-
-        def defect_maps(self, images, prompts):
-            return torch.zeros(len(images), 4, 4)
-
-    judge = Seeing()
-    for name in ("attention", "prediction", "verifier", "random"):
-        assert recorded_name(map_source(name, judge), judge) == name
-    others = [PredictionSource((0.5,)), AttentionSource(contrast="batch"), VerifierSource(Seeing()), object()]
-    assert [recorded_name(source, judge) for source in others] == [None] * 4
-    assert recorded_name(VerifierSource(judge), brightness) is None
 
 
 def test_a_run_of_a_gpu_is_replayed_without_one(tiny_pipe, generated, monkeypatch):

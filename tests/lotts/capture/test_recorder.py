@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
+from diffusers.models.attention_processor import SlicedAttnProcessor
 
 from lotts.capture import AttentionRecorder
 from lotts.capture.grids import resize_maps
@@ -239,12 +239,6 @@ def test_unsupported_layers_are_reported_and_the_others_recorded(tiny_unet):
     assert len(recorder.report.cross_layers) == 6
 
 
-def test_a_model_with_nothing_to_capture_is_an_error_that_names_what_it_has(tiny_unet):
-    tiny_unet.set_attn_processor(AttnProcessor())
-    with pytest.raises(ValueError, match=r"AttnProcessor does not call.*AttnProcessor2_0\(\)"), recorder_of(tiny_unet):
-        pass
-
-
 @torch.no_grad()
 def test_inference_mode_and_gradients(tiny_unet):
     with recorder_of(tiny_unet) as recorder:
@@ -294,8 +288,6 @@ def test_misfits_are_named(tiny_unet):
         AttentionRecorder(tiny_unet, torch.ones(2, 7), latent_size=(16, 16))
     with pytest.raises(ValueError, match="expected positive"):
         AttentionRecorder(tiny_unet, positive=(torch.ones(1, 9, 32), torch.ones(1, 8)), latent_size=(16, 16))
-    with pytest.raises(ValueError, match="no attention layer matches"):
-        recorder_of(tiny_unet, layers=["no_such_block"])
     with pytest.raises(ValueError, match="expected columns"):
         recorder_of(tiny_unet).columns = torch.ones(1, 1, 8, 8)
     with recorder_of(tiny_unet, size=(20, 20)), pytest.raises(ValueError, match="256 query tokens"):

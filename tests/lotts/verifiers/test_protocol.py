@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lotts import verifiers
-from lotts.request import check_prompt
+from lotts.arguments import check_prompt
 from lotts.verifiers.base import Verifier, as_picture, placed
 from lotts.verifiers.shapes import ShapesVerifier
 

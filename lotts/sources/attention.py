@@ -1,75 +1,16 @@
-"""Where defect maps come from, behind one interface: attention (the paper's) or the model's predictions.
-
-A source opens a watch on a batch of candidates. While they are denoised, ``watch.step(i)`` is entered around the model's
-prediction of step i; afterwards ``watch.maps(latents_at)`` gives the heatmaps, the defect map under the name "P".
-"""
+"""Defect maps from attention, as in the paper."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from lotts.backbones import Backbone, Conditioning, Embedding
-from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE
 from lotts.localize import LocalizeConfig, contrast, reweight
-
-if TYPE_CHECKING:
-    from lotts.verifiers import Judge
-
-Heatmaps = dict[str, torch.Tensor]
-LatentsAt = Callable[[int], torch.Tensor]
-
-
-class NothingSeen(RuntimeError):
-    """A watch was not shown the steps in which there was something to see."""
-
-
-class Watch(Protocol):
-    """One batch of B candidates under observation.
-
-    ``rows`` counts network rows spent beyond the candidates' own, ``captured`` those of the candidates' own in which attention
-    was read as well, ``judgements`` pictures decoded and shown to the verifier. ``maps`` raises ``NothingSeen`` where it was
-    shown too little.
-    """
-
-    rows: int
-    captured: int
-    judgements: int
-
-    def __enter__(self) -> Watch: ...
-    def __exit__(self, *error: object) -> None: ...
-    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]: ...
-    def steps(self) -> list[int]: ...
-    def maps(self, latents_at: LatentsAt) -> Heatmaps: ...
-
-
-class MapSource(Protocol):
-    """Anything that finds defects: ``watch`` starts to observe B samples of one prompt on latents of ``size``.
-
-    ``seeds`` tells them apart, one each, whatever batch they are in. ``text`` is what one of them is conditioned on, its
-    guidance included. ``rows`` tells the network rows that it will spend on one sample of ``backbone`` beyond the sample's own,
-    ``text_encodes`` the texts that a watch encodes. A source may have ``check(backbone, prompt, steps)``, which raises
-    ValueError, before any compute, where it could find nothing.
-    """
-
-    name: str
-    text_encodes: int
-
-    def rows(self, backbone: Backbone, steps: int) -> int: ...
-
-    def watch(
-        self,
-        backbone: Backbone,
-        prompt: str,
-        seeds: Sequence[int],
-        size: tuple[int, int],
-        steps: int,
-        text: Conditioning,
-    ) -> Watch: ...
+from lotts.sources.base import Heatmaps, LatentsAt, NothingSeen
 
 
 class AttentionSource:
@@ -96,7 +37,7 @@ class AttentionSource:
 
     def check(self, backbone: Backbone, prompt: str, steps: int) -> None:
         """ValueError for a prompt without words, or a network whose attention layers cannot be captured."""
-        from lotts.capture.recorder import check_layers
+        from lotts.capture.selection import check_layers
 
         config = self.config or backbone.localize
         backbone.content_weights([prompt])
@@ -231,103 +172,3 @@ class BatchAttentionWatch(AttentionWatch):
     def _masses(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         positive, negative = self.quality.cross_maps()[:, 0].chunk(2)
         return self.recorder.cross_maps()[:, 0], positive, negative
-
-
-class LateWatch:
-    """A watch that looks at nothing while samples are denoised, only at what came of them."""
-
-    rows = captured = judgements = 0
-
-    def __enter__(self) -> LateWatch:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def steps(self) -> list[int]:
-        return []
-
-    def step(self, index: int, latents: torch.Tensor) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def maps(self, latents_at: LatentsAt) -> Heatmaps:
-        raise NotImplementedError
-
-
-class PredictionSource:
-    """How far the model's predictions under the two quality prompts lie apart: two extra rows a level and candidate.
-
-    Args:
-        levels: shares of the steps, from pure noise, at which the candidate is looked at; None: what the model's family takes.
-    """
-
-    name, text_encodes = "prediction", 2
-
-    def __init__(self, levels: tuple[float, ...] | None = None) -> None:
-        if levels is not None and not (levels and all(0 <= level < 1 for level in levels)):
-            raise ValueError(f"expected levels as shares of the steps in [0, 1), got {levels}")
-        self.levels = levels
-
-    def rows(self, backbone: Backbone, steps: int) -> int:
-        return 2 * len(self._steps(backbone, steps))
-
-    def watch(self, backbone, prompt, seeds, size, steps, text) -> PredictionWatch:
-        return PredictionWatch(backbone, prompt, len(seeds), self._steps(backbone, steps), text)
-
-    def _steps(self, backbone: Backbone, steps: int) -> list[int]:
-        return sorted({int(level * steps) for level in self.levels or backbone.prediction_levels})
-
-
-class PredictionWatch(LateWatch):
-    def __init__(self, backbone: Backbone, prompt: str, batch: int, steps: list[int], text: Conditioning) -> None:
-        self.backbone, self._steps = backbone, steps
-        templates = (QUALITY_POSITIVE, QUALITY_NEGATIVE)
-        prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
-        self.text = Conditioning(Embedding.cat(prompts), embedded_guidance=text.embedded_guidance)
-
-    def maps(self, latents_at: LatentsAt) -> Heatmaps:
-        total: torch.Tensor | float = 0.0
-        for step in self._steps:
-            latents = latents_at(step)
-            positive, negative = self.backbone.predict(torch.cat([latents, latents]), step, self.text).float().chunk(2)
-            self.rows += 2 * len(latents)
-            total = total + (positive - negative).square().sum(1).sqrt()
-        assert isinstance(total, torch.Tensor)
-        return {"P": total / len(self._steps)}
-
-
-#: A name and what makes the source: a class, or "module:attribute" of one that is only needed when it is asked for.
-SOURCES: dict[str, type | str] = {
-    "attention": AttentionSource,
-    "prediction": PredictionSource,
-    "verifier": "lotts.verifier_source:VerifierSource",
-    "random": "lotts.controls:RandomSource",
-    "defects": "lotts.controls:DefectsSource",
-    "foreground": "lotts.controls:ForegroundSource",
-}
-
-
-def map_source(source: str | MapSource, verifier: Judge) -> MapSource:
-    """A source by name, or the given one. ``verifier`` is the run's, which may be a source itself."""
-    if isinstance(source, str):
-        if source not in SOURCES:
-            raise ValueError(
-                f"expected a map source out of {', '.join(SOURCES)} or an object with watch(), got {source!r}"
-            )
-        found = SOURCES[source]
-        if isinstance(found, str):
-            module, _, attribute = found.partition(":")
-            found = getattr(importlib.import_module(module), attribute)
-        return found(verifier) if source == "verifier" else found()
-    if not hasattr(source, "watch"):
-        raise TypeError(f"expected a map source with a watch() method, got {type(source).__name__}")
-    return source
-
-
-def recorded_name(source: MapSource, verifier: Judge) -> str | None:
-    """The name by which ``map_source`` makes this very source again; None where it has arguments, or is none of ours."""
-    name = getattr(source, "name", None)
-    if name not in SOURCES or (name == "verifier" and not hasattr(verifier, "defect_maps")):
-        return None
-    again = map_source(name, verifier)
-    return name if type(again) is type(source) and vars(again) == vars(source) else None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from lotts.backbones import Backbone
 from lotts.localize import smooth
-from lotts.sources import Heatmaps, LatentsAt, LateWatch
+from lotts.sources.base import Heatmaps, LatentsAt, LateWatch
 from lotts.verifiers import Judge
 
 

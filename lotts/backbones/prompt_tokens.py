@@ -1,0 +1,69 @@
+"""Which tokens of a prompt, as a pipeline reads it, carry its content and its words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lotts.capture.tokens import content_weights, word_weights
+
+
+class PromptTokens(ABC):
+    """The part of a backbone that tells the tokens of a prompt apart, whichever tokenizers make them."""
+
+    pipe: Any
+
+    @property
+    @abstractmethod
+    def segments(self) -> list[tuple[Any, int]]:
+        """The tokenizers whose tokens, one after the other, are those of an ``Embedding``, and how many each gives."""
+
+    def content_weights(self, prompts: Sequence[str], *, template: str | None = None) -> torch.Tensor:
+        """Weight 1 on the tokens that carry the prompts' content, fp32 [B, L]; see ``lotts.capture.tokens``.
+
+        Raises:
+            ValueError: a prompt has none, as one of emoji or punctuation alone.
+        """
+        parts = [
+            content_weights(tokenizer, self.spelled_out(prompts), template=template, max_length=length)[1]
+            if tokenizer is not None
+            else torch.zeros((len(prompts), length))
+            for tokenizer, length in self.segments
+        ]
+        weights = torch.cat(parts, dim=1)
+        for prompt, weight in zip(prompts, weights, strict=True):
+            if not weight.any():
+                raise ValueError(
+                    f"expected words among what the text encoder reads of a prompt, got none of {prompt!r}: there is no attention "
+                    "to map. Describe the picture in words, or do without attention, source='prediction'"
+                )
+        return weights
+
+    def word_weights(self, prompt: str, words: Sequence[str]) -> torch.Tensor:
+        """Weight 1 on the tokens of every occurrence of each word, fp32 [L, W]."""
+        if not words:
+            return torch.zeros((sum(length for _, length in self.segments), 0))
+        return torch.stack([self._word_weight(prompt, word) for word in words], dim=1)
+
+    def _word_weight(self, prompt: str, word: str) -> torch.Tensor:
+        parts, unread = [], None
+        for tokenizer, length in self.segments:
+            part = torch.zeros(length)
+            try:
+                if tokenizer is not None:
+                    part = word_weights(tokenizer, prompt, [word], max_length=length)[:, 0]
+            except ValueError as error:  # beyond what this tokenizer reads, but another may read it
+                unread = error
+            parts.append(part)
+        weight = torch.cat(parts)
+        if unread is not None and not weight.any():
+            raise unread
+        return weight
+
+    def spelled_out(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as the pipeline tokenises them: a textual-inversion word of several vectors becomes several."""
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        return list(prompts) if convert is None else convert(list(prompts), self.pipe.tokenizer)
