@@ -20,7 +20,7 @@ from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, QUALITY_PREFIX, Scene,
 from lotts.shapes.train_vae import contact_sheet, pixels
 
 WEIGHTS = Path(__file__).parent / "weights"
-LOW_QUALITY, HIGH_QUALITY, EMPTY = 0.15, 0.2, 0.1  # shares of captions; the rest is plain
+EMPTY, LOW_QUALITY, HIGH_QUALITY = 0.1, 0.135, 0.18  # shares of captions; the rest is plain
 FLAWS = 0.08  # plain captions describe the world as it is: one object in so many is flawed
 
 
@@ -56,13 +56,12 @@ class LatentPool:
         self.entries.extend(entries)
 
     def batch(self, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-        """Means and standard deviations [B, C, h, w] of latents, the owners of their cells, and captions, some of them dropped."""
+        """Means and standard deviations [B, C, h, w] of latents, the owners of their cells, and captions."""
         first = self.batch_size * self.AHEAD
         self.refill(rng, first if len(self.entries) < first else -(-self.batch_size // self.REUSE))
         chosen = [self.entries[int(i)] for i in rng.choice(len(self.entries), self.batch_size, replace=False)]
         means, stds, owners, texts = zip(*chosen, strict=True)
-        kept = ["" if rng.random() < EMPTY else text for text in texts]
-        return torch.stack(means), torch.stack(stds), torch.stack(owners), kept
+        return torch.stack(means), torch.stack(stds), torch.stack(owners), list(texts)
 
 
 class DenoiserLoss(nn.Module):
@@ -84,7 +83,7 @@ class DenoiserLoss(nn.Module):
 
 
 def captioned(rng: np.random.Generator) -> tuple[str, Scene, str]:
-    """A caption to train on, its scene, and the quality that it speaks of: low, high or plain."""
+    """A caption to train on, empty where it is dropped, its scene, and the quality to draw it in: low, high or plain."""
     # Every number of objects gets an equal share of the objects drawn, so that the large shapes of small scenes are seen
     # as often as the small ones of crowded scenes: scenes of n objects come up in proportion to 1 / n.
     numbers = np.arange(MIN_OBJECTS, MAX_OBJECTS + 1)
@@ -93,9 +92,12 @@ def captioned(rng: np.random.Generator) -> tuple[str, Scene, str]:
     if scene.kind == "rows" and rng.random() < 0.5:
         scene = sample_scene(rng, number)  # a second chance of a relation or a free scene: they are learned last
     text, chance = caption(scene, rng), rng.random()
-    if chance < LOW_QUALITY:
+    if chance < EMPTY:
+        # Guidance leads away from what goes without a caption. Were that flawed, no sample would be.
+        return "", scene, "high"
+    if chance < EMPTY + LOW_QUALITY:
         return QUALITY_PREFIX["low"].format(text), scene, "low"
-    if chance < LOW_QUALITY + HIGH_QUALITY:
+    if chance < EMPTY + LOW_QUALITY + HIGH_QUALITY:
         return QUALITY_PREFIX["high"].format(text), scene, "high"
     return text, scene, "plain"
 

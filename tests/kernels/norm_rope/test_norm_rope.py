@@ -48,7 +48,7 @@ def eager(tokens, cos, sin, places, eps, weight, prefix_weight, prefix):
 SHAPES = [
     # rows, heads, tokens, head dim, orders, prefix
     (4, 3, 37, 32, 2, 5),
-    (3, 7, 130, 128, 3, 0),
+    (3, 2, 130, 128, 3, 0),
     (2, 1, 1, 2, 1, 1),
     (6, 5, 67, 80, 2, 67),
     (1, 7, 33, 56, 1, 32),

@@ -180,7 +180,7 @@ def test_low_quality_captions_go_with_damage():
     made = [captioned(np.random.default_rng(i)) for i in range(400)]
     low, high = (QUALITY_PREFIX[side].split("{")[0] for side in ("low", "high"))
     assert {quality for text, _, quality in made if text.startswith(low)} == {"low"}
-    assert {quality for text, _, quality in made if text.startswith(high)} == {"high"}
+    assert {quality for text, _, quality in made if text.startswith(high) or not text} == {"high"}
     assert 0.08 < np.mean([text.startswith(low) for text, *_ in made]) < 0.22
 
 
