@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from lotts.backbones import Backbone, Conditioning, Embedding
+from lotts.capture import AttentionRecorder
+from lotts.capture.selection import check_layers
 from lotts.localize import LocalizeConfig, contrast, reweight
 from lotts.sources.base import Heatmaps, LatentsAt, NothingSeen
 
@@ -37,8 +39,6 @@ class AttentionSource:
 
     def check(self, backbone: Backbone, prompt: str, steps: int) -> None:
         """ValueError for a prompt without words, or a network whose attention layers cannot be captured."""
-        from lotts.capture.selection import check_layers
-
         config = self.config or backbone.localize
         backbone.content_weights([prompt])
         kinds = ("cross", "self") if config.spreads(steps) else ("cross",)
@@ -56,8 +56,6 @@ class AttentionWatch:
     def __init__(
         self, config: LocalizeConfig, backbone: Backbone, prompt: str, batch: int, size, steps: int, text: Conditioning
     ) -> None:
-        from lotts.capture import AttentionRecorder
-
         self.config, self.backbone, self.propagate = config, backbone, config.spreads(steps)
         self.cross, self.self_ = (config.step_range(name, steps) for name in ("cross_steps", "self_steps"))
         self.recorder = AttentionRecorder(
@@ -135,8 +133,6 @@ class BatchAttentionWatch(AttentionWatch):
     """The quality prompts as rows of their own, run after the candidates' own prediction of the step."""
 
     def __init__(self, config, backbone, prompt, batch, size, steps, text) -> None:
-        from lotts.capture import AttentionRecorder
-
         super().__init__(config, backbone, prompt, batch, size, steps, text)
         templates = (config.positive, config.negative)
         weight = torch.cat([backbone.content_weights([prompt], template=t).expand(batch, -1) for t in templates])
