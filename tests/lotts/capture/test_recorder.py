@@ -1,59 +1,12 @@
+"""Facts about what a recorder finds in a U-Net: masses of cross-attention, and columns that self-attention carried."""
+
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import SlicedAttnProcessor
+from unet_recording import TOKENS, arguments, inputs_of, noise, probabilities, quality_prompts, recorder_of, tokens_of
 
 from lotts.capture import AttentionRecorder
 from lotts.capture.grids import resize_maps
-
-TOKENS, WIDTH = 7, 32
-
-
-def noise(*shape, seed=2):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tokens_of(*shape, seed=4):
-    return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).float()
-
-
-def arguments(rows=2, size=(16, 16)):
-    return noise(rows, 4, *size), 5, noise(rows, TOKENS, WIDTH, seed=3)
-
-
-def quality_prompts(rows=1):
-    return (noise(rows, 9, WIDTH, seed=5), tokens_of(rows, 9, seed=6)), (
-        noise(rows, 11, WIDTH, seed=7),
-        tokens_of(rows, 11, seed=8),
-    )
-
-
-def recorder_of(unet, rows=2, size=(16, 16), **kwargs):
-    positive, negative = quality_prompts()
-    recorder = AttentionRecorder(unet, tokens_of(rows, TOKENS, 2), positive, negative, latent_size=size, **kwargs)
-    recorder.record_cross = True
-    return recorder
-
-
-def split_heads(attn, tensor):
-    return tensor.double().unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-
-def probabilities(attn, hidden_states, text):
-    """softmax(Q K^T / sqrt(D)) in fp64 from the inputs of an attention module, [B, H, N, L]."""
-    query, key = (split_heads(attn, tensor) for tensor in (attn.to_q(hidden_states), attn.to_k(text)))
-    return torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, dim=-1)
-
-
-def inputs_of(attn):
-    """The list into which each call of the module puts its hidden states and text."""
-    seen = []
-
-    def keep(module, args, kwargs):
-        seen.append((args[0] if args else kwargs["hidden_states"], kwargs.get("encoder_hidden_states")))
-
-    attn.register_forward_pre_hook(keep, with_kwargs=True)
-    return seen
 
 
 @torch.no_grad()
@@ -179,67 +132,6 @@ def test_switches_off_record_nothing_and_a_layer_filter_records_only_its_layers(
 
 
 @torch.no_grad()
-def test_fused_projections_give_the_same_maps(tiny_unet):
-    with recorder_of(tiny_unet) as separate:
-        tiny_unet(*arguments())
-    tiny_unet.fuse_qkv_projections()
-    expected = tiny_unet(*arguments()).sample
-    with recorder_of(tiny_unet) as fused:
-        actual = tiny_unet(*arguments()).sample
-    assert torch.equal(actual, expected)
-    torch.testing.assert_close(fused.cross_maps(), separate.cross_maps(), atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_lora_on_the_key_projection_counts_for_the_quality_prompts(tiny_unet):
-    from peft import LoraConfig
-
-    name = "mid_block.attentions.0.transformer_blocks.0.attn2"
-    with recorder_of(tiny_unet, layers=[name]) as recorder:
-        tiny_unet(*arguments())
-        before = recorder.layer_maps("cross")[name]
-    torch.manual_seed(3)
-    tiny_unet.add_adapter(LoraConfig(r=4, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    expected = tiny_unet(*arguments()).sample
-    attn = tiny_unet.get_submodule(name)
-    seen = inputs_of(attn)
-    recorder.reset()
-    with recorder:
-        actual = tiny_unet(*arguments()).sample
-    assert torch.equal(actual, expected)
-    after = recorder.layer_maps("cross")[name]
-    (positive, weight_pos), _ = quality_prompts()
-    mass = probabilities(attn, seen[0][0], positive) @ weight_pos.double()[:, None, :, None]
-    torch.testing.assert_close(after[:, :, 2].double().flatten(2), mass[..., 0], atol=2e-6, rtol=0)
-    assert not torch.allclose(after, before, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_layer_under_a_mask_runs_native_and_is_reported(tiny_unet):
-    mask = torch.ones(2, TOKENS, dtype=torch.bool)
-    mask[:, -2:] = False
-    expected = tiny_unet(*arguments(), encoder_attention_mask=mask).sample
-    with recorder_of(tiny_unet) as recorder:
-        assert torch.equal(tiny_unet(*arguments(), encoder_attention_mask=mask).sample, expected)
-    assert recorder.report.cross_layers == ()
-    assert all("mask" in reason for reason in recorder.report.native_layers.values())
-    with pytest.raises(RuntimeError, match="under a mask"):
-        recorder.cross_maps()
-
-
-@torch.no_grad()
-def test_unsupported_layers_are_reported_and_the_others_recorded(tiny_unet):
-    name = "mid_block.attentions.0.transformer_blocks.0.attn2"
-    tiny_unet.get_submodule(name).set_processor(SlicedAttnProcessor(1))
-    expected = tiny_unet(*arguments()).sample
-    with recorder_of(tiny_unet) as recorder:
-        assert torch.equal(tiny_unet(*arguments()).sample, expected)
-    assert list(recorder.report.native_layers) == [name]
-    assert "SlicedAttnProcessor" in str(recorder.report)
-    assert len(recorder.report.cross_layers) == 6
-
-
-@torch.no_grad()
 def test_inference_mode_and_gradients(tiny_unet):
     with recorder_of(tiny_unet) as recorder:
         with torch.inference_mode():
@@ -253,33 +145,6 @@ def test_inference_mode_and_gradients(tiny_unet):
     assert latents.grad is not None
     assert not recorder.cross_maps().requires_grad
     torch.testing.assert_close(recorder.cross_maps(), first)
-
-
-@torch.no_grad()
-def test_a_compiled_model_records_the_same_and_many_recorders_share_one_compilation(shallow_unet):
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(shallow_unet, fullgraph=True, backend=counter)
-    inputs = arguments(4)
-    expected = compiled(*inputs).sample
-
-    def record(model):
-        recorder = recorder_of(shallow_unet, layers=["mid_block"])
-        recorder.rows = lambda rows: slice(rows // 2, rows)
-        with recorder:
-            for step in range(3):
-                recorder.columns, recorder.record_self = noise(2, 1, 16, 16, seed=step), True
-                assert torch.equal(model(*inputs).sample, expected)
-        return recorder.cross_maps(), recorder.self_maps()
-
-    eager, unpatched = record(shallow_unet), counter.frame_count
-    for _ in range(2):
-        for actual, reference in zip(record(compiled), eager, strict=True):
-            torch.testing.assert_close(actual, reference)
-        assert counter.frame_count == unpatched + 2, "one graph makes the buffers, one adds to them"
-    assert torch.equal(compiled(*inputs).sample, expected)
-    assert counter.frame_count == unpatched + 2
 
 
 @torch.no_grad()
