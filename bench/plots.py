@@ -116,6 +116,23 @@ def refinement() -> None:
     save(figure, "refinement.png")
 
 
+def sparse() -> None:
+    """A sparse step's time over a dense one's by masked share, beside the FLOP model, a panel a network."""
+    report = json.loads((RESULTS / "sparse.json").read_text())
+    measured = {name: entry for name, entry in report["models"].items() if "ratios" in entry}
+    figure, axes = plt.subplots(1, len(measured), figsize=(1 + 5 * len(measured), 3.4), sharey=True, squeeze=False)
+    for axis, (name, entry) in zip(axes[0], measured.items(), strict=True):
+        shares = [100 * float(ratio) for ratio in entry["ratios"]]
+        for key, look in (("model", {"color": GREY, "ls": "--"}), ("measured", {"color": ACCENT, "marker": "o"})):
+            label = "FLOP model" if key == "model" else key
+            axis.plot(shares, [found[key] for found in entry["ratios"].values()], label=label, **look)
+        axis.plot([0, 100], [0, 1], color=INK, lw=0.8, ls=":", label="the mask's own share")
+        axis.set(xlabel="masked, % of the picture", xlim=(0, 100), ylim=(0, 1.1), ylabel="time over a dense step")
+        axis.set_title(f"{name}, {entry['pixels']} px, {report['environment'].get('gpu') or 'CPU'}")
+    axes[0][0].legend(frameon=False)
+    save(figure, "sparse.png")
+
+
 def save(figure, name: str) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
@@ -124,7 +141,7 @@ def save(figure, name: str) -> None:
 
 
 if __name__ == "__main__":
-    for draw in (loss_curves, single_samples, localization, refinement):
+    for draw in (loss_curves, single_samples, localization, refinement, sparse):
         try:
             draw()
         except FileNotFoundError as missing:
