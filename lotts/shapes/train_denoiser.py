@@ -93,7 +93,7 @@ def captioned(rng: np.random.Generator) -> tuple[str, Scene, str]:
         scene = sample_scene(rng, number)  # a second chance of a relation or a free scene: they are learned last
     text, chance = caption(scene, rng), rng.random()
     if chance < EMPTY:
-        # Guidance leads away from what goes without a caption. Were that flawed, no sample would be.
+        # Guidance leads away from what goes without a caption, and it is not to lead away from flaws.
         return "", scene, "high"
     if chance < EMPTY + LOW_QUALITY:
         return QUALITY_PREFIX["low"].format(text), scene, "low"
