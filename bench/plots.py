@@ -127,7 +127,8 @@ def sparse() -> None:
             label = "FLOP model" if key == "model" else key
             axis.plot(shares, [found[key] for found in entry["ratios"].values()], label=label, **look)
         axis.plot([0, 100], [0, 1], color=INK, lw=0.8, ls=":", label="the mask's own share")
-        axis.set(xlabel="masked, % of the picture", xlim=(0, 100), ylim=(0, 1.1), ylabel="time over a dense step")
+        axis.set(xlabel="masked, % of the picture", xlim=(0, 100), ylabel="time over a dense step")
+        axis.set_ylim(bottom=0)
         axis.set_title(f"{name}, {entry['pixels']} px, {report['environment'].get('gpu') or 'CPU'}")
     axes[0][0].legend(frameon=False)
     save(figure, "sparse.png")

@@ -40,3 +40,13 @@ def planned(backbone, text, masks, cost=None, mode="stale", traces=None, steps=r
 
 def close(actual, expected, bound=1e-5):
     return float((actual - expected).abs().max() / expected.abs().max()) <= bound
+
+
+def agrees_inside(backbone, text, mask, sparse):
+    """Whether a sparse step, after a dense one of the same latents, predicts inside the mask what the network does."""
+    latents = start(backbone)
+    backbone.restart(STEPS, 0, size_of(backbone))
+    for step in (2, 3):
+        with sparse.step(step):
+            actual = backbone.predict_rows(latents, 2, text)
+    return close(actual[..., mask[0]], backbone.predict_rows(latents, 2, text)[..., mask[0]])
