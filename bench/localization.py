@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from bench import embedded
 from bench.localization_taps import Tap, tapped
 from lotts.localize import LocalizeConfig, contrast, unit_range
+from lotts.models import GUIDANCE
 from lotts.resample import denoise, derive_seed, renoise
 from lotts.shapes.checker import check
 from lotts.shapes.draw import draw
@@ -30,7 +31,7 @@ from lotts.shapes.scenes import parse
 from lotts.shapes.train_reward import auc, spearman
 from lotts.sources import AttentionSource, PredictionSource
 
-STEPS, GUIDANCE, SIDE = 20, 3.0, 16
+STEPS, SIDE = 20, 16
 #: What the plot shows of all that is measured: the defaults' ingredients, the prediction source, and two controls.
 SHOWN = {
     "CA_orig": "CA_orig | cross 30-80% | all",
@@ -223,7 +224,7 @@ def main() -> None:
         "prompts": args.prompts,
         "with_defects": len(collected["random"]),
         "steps": STEPS,
-        "guidance_scale": GUIDANCE,
+        "guidance_scale": GUIDANCE[args.model],
         "shown": {label: name for label, name in SHOWN.items() if name in table},
         "auc": {name: row for name, row in table.items() if not name.startswith(AGREEMENT)},
         "probes_against_batch": {

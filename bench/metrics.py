@@ -96,9 +96,10 @@ def frechet() -> dict[str, Any]:
 
 
 def _sampled(jobs: list[tuple[str, int]]) -> list[np.ndarray]:
-    from lotts.models import load_pipeline
+    from lotts.models import GUIDANCE, load_pipeline
 
-    return list(sample_images(load_pipeline("shapes-sd"), [text for text, _ in jobs], [seed for _, seed in jobs]))
+    texts, seeds = zip(*jobs, strict=True)
+    return list(sample_images(load_pipeline("shapes-sd"), texts, seeds, guidance_scale=GUIDANCE["shapes-sd"]))
 
 
 def samples(count: int, processes: int | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bench import embedded
 from bench.localization import cells
 from lotts.compare.runner import versions_of
 from lotts.localize import quality_mask, smooth
-from lotts.models import EMBEDDED
+from lotts.models import EMBEDDED, GUIDANCE
 from lotts.resample import denoise, grow, refine
 from lotts.resample_config import ResampleConfig
 from lotts.shapes.checker import check
@@ -31,7 +31,7 @@ from lotts.shapes.scenes import parse
 from lotts.sources import AttentionSource, PredictionSource
 from lotts.sources.verifier import VerifierSource
 
-STEPS, GUIDANCE, SIZE = 20, 3.0, (16, 16)
+STEPS, SIZE = 20, (16, 16)
 NOISE_STEPS = (4, 8, 12)
 RATIO, SMALL_RATIO, SURE = 0.5, 0.2, 0.5
 BANDS = {"all": (2, 16), "2-4": (2, 4), "5-8": (5, 8), "9-12": (9, 12), "13-16": (13, 16)}
@@ -166,7 +166,7 @@ def main() -> None:
         "model": args.model,
         "prompts": len(rows),
         "steps": STEPS,
-        "guidance_scale": GUIDANCE,
+        "guidance_scale": GUIDANCE[args.model],
         "mask_ratio": RATIO,
         "by_objects": summarise(rows),
     }

@@ -18,6 +18,8 @@ from lotts.shapes.draw import SIDE
 EMBEDDED: dict[str, tuple[Path, str]] = {
     f"shapes-{name}": (Path(__file__).parent / "shapes" / "weights" / name, name) for name in ("sd", "sdxl", "flux")
 }
+#: Classifier-free guidance that suits each; docs/shapes.md has how scenes come out under others.
+GUIDANCE = {"shapes-sd": 1.5, "shapes-sdxl": 3.0, "shapes-flux": 3.0}
 DTYPES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -59,7 +61,7 @@ def default_settings(name: str) -> dict[str, Any]:
     if name not in EMBEDDED:
         return {"num_inference_steps": 50, "guidance_scale": None, "true_cfg_scale": 1.0, "verifier": None}
     # No guidance is distilled into our FLUX: it takes the classifier-free kind.
-    scales = (None, 3.0) if name == "shapes-flux" else (3.0, 1.0)
+    scales = (None, GUIDANCE[name]) if name == "shapes-flux" else (GUIDANCE[name], 1.0)
     return {
         "num_inference_steps": 20,
         "guidance_scale": scales[0],

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lotts.models import EMBEDDED, load_pipeline
+from lotts.models import EMBEDDED, GUIDANCE, load_pipeline
 from lotts.shapes.checker import check
 from lotts.shapes.sampling import held_out_scenes, on_all_cores, sample_images
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, parse
@@ -42,9 +42,13 @@ def _judge(
 
 
 def single_samples(
-    prompts: int, seed: int, steps: int = 20, guidance_scale: float = 3.0, model: str = "shapes-sd"
+    prompts: int, seed: int, steps: int = 20, guidance_scale: float | None = None, model: str = "shapes-sd"
 ) -> dict[str, Any]:
-    """``objects_right`` and ``scenes_right`` of one sample a held-out prompt, also by number of objects."""
+    """``objects_right`` and ``scenes_right`` of one sample a held-out prompt, also by number of objects.
+
+    ``guidance_scale`` is the model's own default where it is None.
+    """
+    guidance_scale = GUIDANCE[model] if guidance_scale is None else guidance_scale
     scenes = held_out_scenes(prompts, seed)
     jobs = [(text, seed * 100_003 + index) for index, (_, text) in enumerate(scenes)]
     results = on_all_cores(functools.partial(_judge, model=model, steps=steps, guidance_scale=guidance_scale), jobs)
@@ -102,7 +106,7 @@ def checker_errors(drawings: int, seed: int) -> dict[str, Any]:
 
 
 def verifier_ranking(
-    prompts: int, seeds: int, seed: int, steps: int = 20, guidance_scale: float = 3.0, model: str = "shapes-sd"
+    prompts: int, seeds: int, seed: int, steps: int = 20, guidance_scale: float | None = None, model: str = "shapes-sd"
 ) -> dict[str, Any]:
     """How well the verifier ranks samples of ``model``: Spearman correlation of its score with the share of right objects.
 
@@ -112,6 +116,7 @@ def verifier_ranking(
     from lotts.shapes.train_reward import spearman
     from lotts.verifiers import load
 
+    guidance_scale = GUIDANCE[model] if guidance_scale is None else guidance_scale
     scenes: list[tuple[Scene, str]] = held_out_scenes(prompts, seed)
     jobs = [(text, seed * 100_003 + i * seeds + k) for i, (_, text) in enumerate(scenes) for k in range(seeds)]
     results = on_all_cores(functools.partial(_judge, model=model, steps=steps, guidance_scale=guidance_scale), jobs)
@@ -130,6 +135,7 @@ def verifier_ranking(
         "model": model,
         "prompts": prompts,
         "samples_each": seeds,
+        "guidance_scale": guidance_scale,
         "across": round(float(spearman(scores, right)), 4),
         "within": round(float(np.mean(ranked)), 4),
         "scenes_right": _by_size(
@@ -172,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=9, help="samples a prompt (verifier)")
     parser.add_argument("--model", choices=MODELS, default="sd", help="whose samples the verifier ranks (default: sd)")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--guidance-scale", type=float, help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON on one line instead of an indented report")
     args = parser.parse_args(argv)

@@ -33,14 +33,14 @@ def draw_samples(runs: Path, count: int, processes: int | None = None) -> Path:
 
 
 def _draw_shards(shards: list[tuple[Path, list[int]]], model: str) -> list[Path]:
-    from lotts.models import load_pipeline
+    from lotts.models import GUIDANCE, load_pipeline
 
     pipe = load_pipeline(model)
     for path, seed in shards:
         rng = np.random.default_rng(seed)
         texts = [caption(sample_scene(rng), rng) for _ in range(_SHARD)]
         # Fewer steps and weaker guidance at times: the verifier should know the faults of hasty samplers too.
-        steps, scale = int(rng.integers(8, 21)), float(rng.uniform(1.5, 4.0))
+        steps, scale = int(rng.integers(8, 21)), GUIDANCE[model] * float(rng.uniform(0.7, 1.4))
         seeds = rng.integers(2**31, size=_SHARD).tolist()
         images = np.stack(list(sample_images(pipe, texts, seeds, steps=steps, guidance_scale=scale)))
         with path.with_suffix(".tmp").open("wb") as file:

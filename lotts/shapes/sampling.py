@@ -36,8 +36,8 @@ def sample_images(
     captions: Sequence[str],
     seeds: Sequence[int],
     *,
+    guidance_scale: float,
     steps: int = 20,
-    guidance_scale: float = 3.0,
     batch_size: int = 16,
 ) -> Iterator[np.ndarray]:
     """Yield one uint8 [H, W, 3] picture a caption, in order."""

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--onward",
         action="store_true",
-        help=f"{', '.join(FAMILIES)}: start from the model's own weights in the package",
+        help=f"{', '.join(FAMILIES)}, verifier: start from the model's own weights in the package",
     )
     parser.add_argument(
         "--export-only", action="store_true", help="write the weights of the newest checkpoint and stop"
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         launch(train_denoiser, model, runs, args.images or FAMILIES[model].images, args.onward, **common)
     else:
         samples = draw_samples(runs, args.samples, args.processes) if args.samples else None
-        launch(train_reward, runs, args.images or VERIFIER_IMAGES, samples, **common)
+        launch(train_reward, runs, args.images or VERIFIER_IMAGES, samples, args.onward, **common)
 
 
 def _prepare(model: str, runs: Path, common: dict) -> None:

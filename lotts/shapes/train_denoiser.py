@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lotts.models import GUIDANCE
 from lotts.shapes.draw import SIDE, draw
 from lotts.shapes.families import FAMILIES, Family
 from lotts.shapes.grounding import owners_of
@@ -21,7 +22,7 @@ from lotts.shapes.train_vae import contact_sheet, pixels
 
 WEIGHTS = Path(__file__).parent / "weights"
 EMPTY, LOW_QUALITY, HIGH_QUALITY = 0.1, 0.135, 0.18  # shares of captions; the rest is plain
-FLAWS = 0.08  # plain captions describe the world as it is: one object in so many is flawed
+FLAWS = 0.02  # plain captions describe the world as it is: an object of n is flawed at n times this rate
 
 
 class LatentPool:
@@ -44,7 +45,8 @@ class LatentPool:
         images, owners, texts = [], [], []
         for _ in range(count):
             text, scene, quality = captioned(rng)
-            drawing = draw(scene, rng, damaged=quality == "low", flaws=FLAWS if quality == "plain" else 0.0)
+            flaws = FLAWS * len(scene.items) if quality == "plain" else 0.0
+            drawing = draw(scene, rng, damaged=quality == "low", flaws=flaws)
             images.append(drawing.image)
             owners.append(torch.from_numpy(owners_of(drawing, SIDE // (8 * self.shrink))).to(self.device))
             texts.append(text)
@@ -125,13 +127,17 @@ def train_denoiser(
         small = Recipe(images=family.small_images, cooldown=0.1, **common)
         fit(worker, family, loss(shrink=2), small, runs / f"{name}-small")
 
+    guidance = GUIDANCE[f"shapes-{name}"]
+
     def preview(_, path: Path) -> None:
         pipe = family.pipeline(vae)
         pipe.set_progress_bar_config(disable=True)
         numbers = [2, 3, 4, 6, 9, 16] * 2
         scenes = [sample_scene(np.random.default_rng([9, i]), n, held_out=True) for i, n in enumerate(numbers)]
         with autocast(worker.device):
-            images = list(sample_images(pipe, [caption(scene) for scene in scenes], range(len(scenes))))
+            images = list(
+                sample_images(pipe, [caption(scene) for scene in scenes], range(len(scenes)), guidance_scale=guidance)
+            )
         contact_sheet(np.stack(images), 6).save(path)
 
     recipe = Recipe(images=images, **common)

@@ -143,10 +143,15 @@ def autoencoder(device: torch.device | str = "cpu"):
     return AutoencoderKL.from_pretrained(VAE, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
 
 
-def train_reward(worker: Worker, runs: Path, images: int, generated: Path | None = None) -> None:
-    """Train on ``images`` pictures, ``generated`` samples among them where a folder of those is given, and export."""
+def train_reward(
+    worker: Worker, runs: Path, images: int, generated: Path | None = None, onward: bool = False
+) -> None:
+    """Train on ``images`` pictures, ``generated`` samples among them where a folder of those is given, and export.
+
+    It starts afresh, or ``onward`` from the verifier in the package.
+    """
     torch.manual_seed(worker.seed)
-    model = RewardModel().to(worker.device)
+    model = (reward.load().train() if onward else RewardModel()).to(worker.device)
     recipe = Recipe(images=images, batch_size=16, learning_rate=1.5e-3, warmup=1_500, cooldown=0.4, seed=worker.seed)
     fit(
         worker, model, RewardLoss(model, recipe, worker, autoencoder(worker.device), generated), recipe, runs / "reward"

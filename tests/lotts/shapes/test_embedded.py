@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lotts.models import EMBEDDED, load_pipeline
+from lotts.models import EMBEDDED, GUIDANCE, load_pipeline
 from lotts.shapes import evaluate
 from lotts.shapes.checker import check
 from lotts.shapes.draw import draw
@@ -21,7 +21,7 @@ LEAST_RIGHT = 0.8  # share of objects; over 512 prompts it is 0.97, 0.95 and 0.9
 def test_most_objects_of_unseen_scenes_are_right(name):
     scenes = every_held_out_scene(11, 6, 13)
     scenes, texts = zip(*(next(scenes) for _ in range(8)), strict=True)
-    images = sample_images(load_pipeline(name, device="cpu"), texts, range(8), steps=16)
+    images = sample_images(load_pipeline(name, device="cpu"), texts, range(8), guidance_scale=GUIDANCE[name], steps=16)
     right = [check(image, scene).objects_right for image, scene in zip(images, scenes, strict=True)]
     assert np.mean(right) > LEAST_RIGHT, dict(zip(texts, right, strict=True))
 
