@@ -1,5 +1,6 @@
 """Settings for every test."""
 
+import inspect
 import os
 import sys
 
@@ -36,6 +37,30 @@ def poisoned_uninitialised_memory():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted_functions_begin_at_once():
+    """Triton's interpreter looks through its whole language at every call of a function: a third of a kernel's time, and once is enough."""
+    if torch.cuda.is_available():
+        yield
+        return
+    from triton.runtime import interpreter
+
+    builtins: dict[object, list[str]] = {}
+
+    def patch_builtin(package, builder, scope):
+        if package not in builtins:
+            members = inspect.getmembers(package, interpreter.tl.core.is_builtin)
+            builtins[package] = [name for name, _ in members]
+        for name in builtins[package]:
+            member = getattr(package, name)
+            if interpreter.tl.core.is_builtin(member):  # it is not where a caller has patched it already
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+        yield
 
 
 @pytest.fixture(autouse=True)
