@@ -138,12 +138,12 @@ class AttentionCase(Case):
         return made
 
     def rivals(self, inputs: Inputs) -> dict[str, Call]:
-        plain = [self._without_probes(inputs[name]) for name in ("query", "key", "value")]
+        query, key, value = (self._without_probes(inputs[name]) for name in ("query", "key", "value"))
 
         def attention(backend: SDPBackend) -> Call:
             def call() -> Tensor:
                 with sdpa_kernel(backend):
-                    return F.scaled_dot_product_attention(*plain)
+                    return F.scaled_dot_product_attention(query, key, value)
 
             return call
 

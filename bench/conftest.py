@@ -28,8 +28,8 @@ def case_of(op: str, model: str) -> Case:
     if DEVICE == "cuda":
         return case
     if isinstance(case, AttentionCase):
-        smaller = {"text": 64, "heads": 4} if case.joint else {}
-        return dataclasses.replace(case, rows=1024, dtype=torch.float32, **smaller)
+        smaller = dataclasses.replace(case, rows=1024, dtype=torch.float32)
+        return dataclasses.replace(smaller, text=64, heads=4) if case.joint else smaller
     return case if isinstance(case, NoiseCase) else dataclasses.replace(case, dtype=torch.float32)
 
 

@@ -17,6 +17,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -85,12 +86,16 @@ def self_attention(heads: int, tokens: int, rounds: int) -> dict[str, Any]:
         "ours": lambda: propagate_attention(query, key, value, columns, impl="portable"),
         "eager": lambda: baselines.propagate_attention(query, key, value, columns),
     }
-    samples = interleaved({name: (lambda call=call: sampled(call)[1]) for name, call in calls.items()}, rounds)
+    samples = interleaved({name: partial(_sample, call) for name, call in calls.items()}, rounds)
     return {
         "providers": figures(samples, "sdpa"),
         "self_attention_over_sdpa": ratio(samples, "ours", "sdpa"),
         "eager_over_ours": ratio(samples, "eager", "ours"),
     }
+
+
+def _sample(call: Callable[[], Any]) -> Sample:
+    return sampled(call)[1]
 
 
 class OurSteps:
@@ -109,7 +114,7 @@ class OurSteps:
         self.differences: dict[str, float] = {}
 
     def providers(self) -> dict[str, Provider]:
-        return {"stock": self._stock, **{kind: (lambda kind=kind: self._captured(kind)) for kind in STEPS}}
+        return {"stock": self._stock, **{kind: partial(self._captured, kind) for kind in STEPS}}
 
     def _step(self) -> torch.Tensor:
         return self.unet(self.latents, 500, self.text).sample
@@ -142,7 +147,7 @@ class PeerSteps:
         self.differences: dict[str, float] = {}
 
     def providers(self) -> dict[str, Provider]:
-        return {kind: (lambda kind=kind: self._ask(kind)) for kind in self.kinds}
+        return {kind: partial(self._ask, kind) for kind in self.kinds}
 
     def _ask(self, kind: str) -> Sample:
         self.process.stdin.write(kind + "\n")  # type: ignore[union-attr]

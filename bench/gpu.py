@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
     others = kept(arguments.out, report["environment"], arguments.only)
     print(f"{report['environment']['gpu']}: {json.dumps(roofline)}")
     if arguments.profile and arch in resources.CHIPS:
-        rows = resources.measure(arguments.only, [arch])
+        rows = resources.measure(resources.jobs_of(arguments.only, [arch]))
         report["resources"] = [{**vars(row), "faults": row.faults()} for row in rows]
         print(resources.table(rows))
     elif arguments.profile:

@@ -26,7 +26,7 @@ class LatentCase(Case):
     def inputs(self, device: str) -> Inputs:
         make = Maker(device, self.dtype)
         sizes = (self.channels, self.side, self.side)
-        common = {
+        common: Inputs = {
             "mask": make.uniform(self.batch, 1, self.side, self.side).mul(2).sub(0.5).clamp(0, 1),
             "background": make.normal(self.batch, *sizes),
         }
@@ -34,7 +34,7 @@ class LatentCase(Case):
             seeds = torch.arange(self.batch * self.refinements, device=device).reshape(self.batch, self.refinements)
             return {"x0": make.normal(self.batch, *sizes), **common, "seeds": seeds, "signal": 0.8, "noise": 0.6}
         rows = self.batch * (2 if self.guidance else 1)
-        made = {"latents": make.normal(self.batch, *sizes), "prediction": make.normal(rows, *sizes), **common}
+        made: Inputs = {"latents": make.normal(self.batch, *sizes), "prediction": make.normal(rows, *sizes), **common}
         made |= {"latents_factor": 0.98, "prediction_factor": -0.05}
         return made | ({"guidance_scale": 5.0} if self.guidance else {})
 

@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def to_grid(columns: torch.Tensor) -> torch.Tensor:
     return F.interpolate(grid, (SIDE, SIDE), mode="bilinear", align_corners=False)[0]
 
 
-def groups_of(taps: dict[str, Tap]) -> dict[str, list[str]]:
+def groups_of(taps: Mapping[str, Tap]) -> dict[str, list[str]]:
     """Layers that are read together, by name: all, those of a kind, and each."""
     names = [name for name, tap in taps.items() if tap.readings]
     tokens = {name: len(taps[name].readings["content"][0]) for name in names}
@@ -90,7 +91,7 @@ def groups_of(taps: dict[str, Tap]) -> dict[str, list[str]]:
     return {group: members for group, members in groups.items() if members}
 
 
-def maps_of(taps: dict[str, Tap]) -> dict[str, torch.Tensor]:
+def maps_of(taps: Mapping[str, Tap]) -> dict[str, torch.Tensor]:
     """Every candidate map, [16, 16] each, by a name that says how it was made."""
     fine = [tap for tap in taps.values() if tap.spread and len(tap.spread[0]) == SIDE**2]
     spread = {
@@ -154,7 +155,7 @@ def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float
             truth, foreground = verdict.defects, verdict.foreground | verdict.defects
 
             def latents_at(step):
-                return run.latents[step][None]
+                return run.at(step)[None]
 
     maps = maps_of(taps)
     for levels in ((0.2,), (0.35,), (0.5,), (0.65,), (0.8,), (0.9,), (0.5, 0.65, 0.8)):
@@ -162,13 +163,13 @@ def _one(job: tuple[str, int, bool], model: str) -> dict[str, tuple[float, float
             maps[f"prediction {levels}"] = watch.maps(latents_at)["P"][0]
     for contrast_ in ("probes", "batch"):
         source = AttentionSource(contrast=contrast_)
-        with source.watch(backbone, text, [seed], (SIDE, SIDE), STEPS, conditioning) as watch:
+        with source.watch(backbone, text, [seed], (SIDE, SIDE), STEPS, conditioning) as attention:
             for step in range(STEPS):
-                with watch.step(step, latents := latents_at(step)):
+                with attention.step(step, latents := latents_at(step)):
                     backbone.predict(latents, step, conditioning)
-            maps |= {f"{name} | {contrast_}": m[0] for name, m in watch.maps(latents_at).items()}
+            maps |= {f"{name} | {contrast_}": m[0] for name, m in attention.maps(latents_at).items()}
     maps["verifier"] = embedded.verifier().defect_maps([image / np.float32(255)], [text])[0]
-    truth, foreground = cells(truth), cells(foreground)
+    truth, foreground = cells(np.asarray(truth)), cells(np.asarray(foreground))
     maps["foreground"] = torch.from_numpy(foreground.astype(np.float32))
     maps["random"] = torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     if not truth.any() or truth[foreground].all():

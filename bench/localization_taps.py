@@ -9,7 +9,7 @@ among the image's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,7 @@ class JointTap(JointAttentionLayer):
 
     def _keep(self, stream: JointStream, query: torch.Tensor, key: torch.Tensor, out: torch.Tensor) -> None:
         text, image = slice(*stream.text_span), slice(*stream.image_span)
+        assert self.recorder.weight is not None
         words = self.recorder.weight[-1, : stream.text, 0]
         seen = _mean_attention(query[:, :, image], torch.cat([key[:, :, text], key[:, :, image]], 2))
         to_text, to_image = seen.split((stream.text, stream.image), -1)
@@ -91,19 +92,21 @@ class JointTap(JointAttentionLayer):
 
 
 class _JointTaps(AttentionRecorder):
+    """Taps in place of the layers that record."""
+
     def _layer(self, name: str, attn: Any) -> JointTap:
         return JointTap(name, attn, self, self._selected(name))
 
 
 @contextmanager
-def tapped(backbone: Any, prompt: str) -> Iterator[dict[str, Tap]]:
+def tapped(backbone: Any, prompt: str) -> Iterator[Mapping[str, Tap]]:
     """Taps on every attention layer of the network, by name."""
     with (_tapped_transformer if backbone.order else _tapped_unet)(backbone, prompt) as taps:
         yield taps
 
 
 @contextmanager
-def _tapped_transformer(backbone: Any, prompt: str) -> Iterator[dict[str, Tap]]:
+def _tapped_transformer(backbone: Any, prompt: str) -> Iterator[Mapping[str, Tap]]:
     weights = {name: backbone.content_weights([prompt], template=template) for name, template in TEMPLATES.items()}
     probes = {
         name: (backbone.embed([template.format(p=prompt)]).tokens, weights[name])
@@ -115,14 +118,15 @@ def _tapped_transformer(backbone: Any, prompt: str) -> Iterator[dict[str, Tap]]:
     recorder = _JointTaps(backbone.network, weight, latent_size=size, order=backbone.order, **probes)
     recorder.record_cross = True
     with recorder:
-        yield {name: layer.tap for name, layer in recorder._layers.items()}
+        yield {name: layer.tap for name, layer in recorder._layers.items() if isinstance(layer, JointTap)}
 
 
 @contextmanager
-def _tapped_unet(backbone: Any, prompt: str) -> Iterator[dict[str, Tap]]:
+def _tapped_unet(backbone: Any, prompt: str) -> Iterator[Mapping[str, Tap]]:
     tokenizer = backbone.pipe.tokenizer
-    taps: dict[str, Tap] = {}
-    for name, module in attention_modules(backbone.network).items():
+    taps: dict[str, SelfTap | CrossTap] = {}
+    modules: dict[str, Any] = {**attention_modules(backbone.network)}
+    for name, module in modules.items():
         if not name.endswith("attn2"):
             taps[name] = SelfTap()
             continue

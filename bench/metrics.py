@@ -129,7 +129,7 @@ def damaged_shares(count: int) -> dict[str, Any]:
     for name, damaged in (("clean", False), ("damaged", True)):
         made = [draw(scene, rng, damaged=damaged) for scene in scenes]
         found = [shapes_damage(each.image, caption(scene)) for each, scene in zip(made, scenes, strict=True)]
-        truth = damage([each.damage.any(0) for each in made])
+        truth = damage([np.asarray(each.damage.any(0)) for each in made])
         out[name] = {
             "images": round(damage(found).images, 4),
             "images_true": round(truth.images, 4),
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=400, help="clean and as many damaged drawings (damage)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/metrics.json"))
     args = parser.parse_args()
-    work = {
+    work: dict[str, Callable[[], dict[str, Any]]] = {
         "frechet": frechet,
         "samples": functools.partial(samples, args.prompts, args.processes),
         "damage": functools.partial(damaged_shares, args.drawings),

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +45,7 @@ def steps(small: bool, latent: int) -> dict[str, Callable[[], Any]]:
             raise RuntimeError(f"expected maps of {relation}, got none")
         return output
 
-    return {kind: (lambda how=how: step(how)) for kind, how in KINDS.items()}
+    return {kind: partial(step, how) for kind, how in KINDS.items()}
 
 
 @torch.no_grad()

@@ -61,8 +61,8 @@ def single_samples() -> None:
 
 
 def localization() -> None:
-    names = ("localization", "localization_drawings", "localization_sdxl", "localization_flux")
-    names = [name for name in names if (RESULTS / f"{name}.json").exists()]
+    every = ("localization", "localization_drawings", "localization_sdxl", "localization_flux")
+    names = [name for name in every if (RESULTS / f"{name}.json").exists()]
     rows = -(-len(names) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(13, 4.2 * rows), squeeze=False)
     for axis in axes.flat[len(names) :]:

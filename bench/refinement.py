@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ def _draw(text: str, seed: int, model: str) -> tuple[dict[str, float], np.ndarra
     backbone, conditioning = embedded.backbone(model), embedded.encode(model, text)
     with AttentionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
-        attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
+        attention = watch.maps(lambda step: candidate.at(step)[None])["P"]
     with PredictionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
-        prediction = watch.maps(lambda step: candidate.latents[step][None])["P"]
+        prediction = watch.maps(lambda step: candidate.at(step)[None])["P"]
     with VerifierSource(embedded.verifier()).watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         verifier = watch.maps(lambda step: candidate.result[None])["P"]
     image = levels(backbone.decode(candidate.result[None]))
@@ -69,7 +70,8 @@ def _draw(text: str, seed: int, model: str) -> tuple[dict[str, float], np.ndarra
         "random": quality_mask(smooth(noise), RATIO),
         "whole": torch.ones(1, *SIZE, dtype=torch.bool),
     }
-    areas, pictures = {}, [image]
+    areas: dict[str, float] = {}
+    pictures = [image]
     for step in NOISE_STEPS:
         refined = refine(
             backbone, conditioning, [candidate] * len(masks), torch.cat(list(masks.values())), [0] * len(masks),
@@ -80,7 +82,7 @@ def _draw(text: str, seed: int, model: str) -> tuple[dict[str, float], np.ndarra
     return areas, np.concatenate(pictures)
 
 
-def levels(images: np.ndarray) -> np.ndarray:
+def levels(images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Pictures in [0, 1] as uint8."""
     return np.rint(np.asarray(images) * 255).astype(np.uint8)
 

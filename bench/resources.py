@@ -124,7 +124,7 @@ def needs(op: str, variant: Any, arch: str) -> Needs:
     else:
         numbers = parse_nvidia(_disassembled(compiled.asm["cubin"]), arch)
     numbers |= {"shared": compiled.metadata.shared, "tensor_memory": getattr(compiled.metadata, "tmem_size", None) or 0}
-    return Needs(variant.name, op, arch, variant.dots, **numbers)
+    return Needs(variant.name, op, arch, variant.dots, error=None, **numbers)
 
 
 def _disassembled(cubin: bytes) -> str:

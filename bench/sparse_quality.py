@@ -54,7 +54,7 @@ def one(job: tuple[int, str, int], model: str, steps: int) -> dict[str, Any]:
     trace = Trace(backbone, SIZE, config.masked_steps(steps), 1, offload=False)
     with AttentionSource().watch(backbone, text, [0], SIZE, steps, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, steps, watch=watch.step, trace=trace)
-        attention = watch.maps(lambda step: candidate.latents[step][None])["P"]
+        attention = watch.maps(lambda step: candidate.at(step)[None])["P"]
     row: dict[str, Any] = {"index": index, "arms": {}}
     for ratio in RATIOS:
         mask = quality_mask(attention, ratio)

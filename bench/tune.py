@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from bench import resources, shapes
-from bench.cases import AttentionCase, Case
+from bench.cases import AttentionCase, Call, Case
 from bench.record import write_atomically
 from bench.timing import GpuTimer, median_ratio
 from lotts.kernels import launch
@@ -154,7 +154,7 @@ def seconds(
 
     found = []
     for case, given in zip(group.cases, inputs, strict=True):
-        calls = {str(i): partial(launched, case, given, config) for i, config in enumerate(configs)}
+        calls: dict[str, Call] = {str(i): partial(launched, case, given, config) for i, config in enumerate(configs)}
         times = timer.interleaved(calls, rounds)
         found.append([times[name].device for name in calls])
     return found

@@ -68,7 +68,8 @@ def _peak_above_resident(interval: float = 0.005) -> Iterator[list[int]]:
     """Yields a list that holds, afterwards, the most bytes the process held above what it held before."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # or freed memory of the step before would hide what this one takes
-    before, peak, done, result = _resident_bytes(), 0, threading.Event(), []
+    before, peak, done = _resident_bytes(), 0, threading.Event()
+    result: list[int] = []
 
     def watch() -> None:
         nonlocal peak

@@ -129,4 +129,4 @@ class LoTTS:
 
 
 def _latents_at(batch: list[Trajectory], step: int) -> torch.Tensor:
-    return torch.stack([entry for entry in (c.latents[step] for c in batch) if entry is not None])
+    return torch.stack([candidate.at(step) for candidate in batch])

@@ -30,11 +30,15 @@ class Trajectory:
     latents: list[torch.Tensor | None]
     trace: tuple[Trace, int] | None = None
 
+    def at(self, step: int) -> torch.Tensor:
+        """The latents that enter a step that was kept."""
+        kept = self.latents[step]
+        assert kept is not None
+        return kept
+
     @property
     def result(self) -> torch.Tensor:
-        final = self.latents[-1]
-        assert final is not None
-        return final
+        return self.at(-1)
 
 
 @dataclass(frozen=True)

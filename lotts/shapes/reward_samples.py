@@ -11,6 +11,7 @@ import numpy as np
 
 from lotts.shapes.checker import check
 from lotts.shapes.draw import Placed
+from lotts.shapes.loop import autocast
 from lotts.shapes.reward_data import IGNORE, Picture, hurt_cells
 from lotts.shapes.reward_queries import GRID, attributes
 from lotts.shapes.sampling import on_all_cores, sample_images
@@ -42,7 +43,8 @@ def _draw_shards(shards: list[tuple[Path, list[int]]], model: str) -> list[Path]
         # Fewer steps and weaker guidance at times: the verifier should know the faults of hasty samplers too.
         steps, scale = int(rng.integers(8, 21)), GUIDANCE[model] * float(rng.uniform(0.7, 1.4))
         seeds = rng.integers(2**31, size=_SHARD).tolist()
-        images = np.stack(list(sample_images(pipe, texts, seeds, steps=steps, guidance_scale=scale)))
+        with autocast(pipe.device):
+            images = np.stack(list(sample_images(pipe, texts, seeds, steps=steps, guidance_scale=scale)))
         with path.with_suffix(".tmp").open("wb") as file:
             np.savez_compressed(file, images=images, captions=np.array(texts))
         path.with_suffix(".tmp").replace(path)

@@ -143,9 +143,7 @@ def autoencoder(device: torch.device | str = "cpu"):
     return AutoencoderKL.from_pretrained(VAE, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
 
 
-def train_reward(
-    worker: Worker, runs: Path, images: int, generated: Path | None = None, onward: bool = False
-) -> None:
+def train_reward(worker: Worker, runs: Path, images: int, generated: Path | None = None, onward: bool = False) -> None:
     """Train on ``images`` pictures, ``generated`` samples among them where a folder of those is given, and export.
 
     It starts afresh, or ``onward`` from the verifier in the package.
