@@ -23,7 +23,7 @@ from lotts.output import LoTTSOutput, Sample
 FORMAT = 1
 NAME, SAMPLES, MASK = "manifest.json", "samples", "samples/00-original-mask.png"
 PACKAGES = ("lotts", "torch", "triton", "diffusers", "transformers", "numpy", "pillow")
-KINDS = ("candidate", "refinement", "original")
+KINDS = ("candidate", "particle", "refinement", "original")
 CONTEXT = ("model", "verifier", "dtype", "device")
 
 

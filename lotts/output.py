@@ -23,11 +23,11 @@ class Sample:
     Attributes:
         image: as ``output_type`` asks.
         score: the verifier's.
-        kind: "candidate", "refinement" or, from ``lotts.repair``, "original".
+        kind: "candidate", "refinement", from ``lotts.repair`` "original", from a particle search "particle".
         seed: of the candidate; a refinement has its parent's.
         parent: index of the refined sample in the pool, None for candidates.
         refinement: which refinement of its parent this is, from 0; None for candidates.
-        mask: bool [h, w] on the latent grid; a candidate's is the one its refinements use.
+        mask: bool [h, w] on the latent grid: what was resampled; of a candidate, what is to be, before ``dilate`` (None in a search).
         heatmaps: fp32 [h, w] each: CA_orig, CA_diff, CA'_orig, CA'_diff and P (other sources: P). Empty for refinements.
         nfe, seconds: what the whole run had spent when this picture was judged.
     """
@@ -69,7 +69,7 @@ class LoTTSOutput:
 
     @property
     def improvement(self) -> float:
-        """By how much the best sample outscores the best one that was not refined; never negative."""
+        """By how much the chosen sample outscores the best one that was not refined; negative only where a search does not choose."""
         return self.samples[self.best].score - max(s.score for s in self.samples if s.parent is None)
 
     def report(self) -> Image.Image:

@@ -125,7 +125,7 @@ def _localise(request: Request, x0: torch.Tensor) -> Heatmaps:
     backbone, seed = request.backbone, derive_seed(request.seeds[0], "localise")
 
     def latents_at(step: int) -> torch.Tensor:
-        return renoise(backbone, x0, step, [seed])
+        return x0 if step == request.steps else renoise(backbone, x0, step, [seed])
 
     with request.watch([seed]) as watch, request.meter.stage("localise"):
         for step in watch.steps():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Replay:
     """What a second run gave.
 
     Attributes:
-        output: the run, as ``LoTTS`` or ``repair`` returned it.
+        output: the run, as ``LoTTS``, ``repair`` or ``lotts.search.run`` returned it.
         differences: the pictures that are not the recorded ones, empty when all are the same bit for bit.
         rescored: the pictures whose scores are not the recorded ones.
         changes: what differs between then and now, by name: (then, now).
@@ -113,6 +113,8 @@ def replay(
     loaded = pipe is None
     if loaded and manifest.model is None:
         raise ValueError("expected a manifest that names its model, got none: pass pipe=...")
+    if str(manifest.settings.get("budget", "")).startswith("seconds"):
+        raise ValueError("expected a search that can be run again, got one whose budget was in seconds")
     judge = load(verifier)
     pipe = _pipeline(manifest) if loaded else pipe
     device = str(pipe.device)
@@ -127,6 +129,8 @@ def replay(
     with cpu_threads(threads if isinstance(threads, int) and threads > 0 else None):
         if manifest.repaired:
             output = _repair(manifest, folder, pipe, judge, source, callback_on_step_end)
+        elif "method" in manifest.settings:
+            output = _search(manifest, pipe, judge, source, callback_on_step_end)
         else:
             output = _generate(manifest, pipe, judge, source, callback_on_step_end)
     differences = _differences(manifest, folder, output)
@@ -140,6 +144,22 @@ def _generate(manifest: Manifest, pipe, verifier, source, callback) -> LoTTSOutp
     generators = [torch.Generator().manual_seed(seed) for seed in manifest.seeds]
     lotts = LoTTS(pipe, verifier, source=source)
     return lotts(manifest.prompt, generator=generators, callback_on_step_end=callback, **arguments)
+
+
+def _search(manifest: Manifest, pipe, verifier, source, callback) -> LoTTSOutput:
+    from lotts.search import METHODS, run
+
+    method = manifest.settings["method"]
+    options = METHODS[method].options if method in METHODS else {}
+    return run(
+        pipe,
+        manifest.prompt,
+        verifier=verifier,
+        source=source,
+        generator=[torch.Generator().manual_seed(seed) for seed in manifest.seeds],
+        callback_on_step_end=callback,
+        **_arguments(manifest, run, without=("lineage", "given_up"), options=options),
+    )
 
 
 def _repair(manifest: Manifest, folder: Path, pipe, verifier, source, callback) -> LoTTSOutput:
@@ -160,11 +180,13 @@ def _repair(manifest: Manifest, folder: Path, pipe, verifier, source, callback) 
     )
 
 
-def _arguments(manifest: Manifest, function: Callable[..., Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The recorded settings that ``function`` takes; ValueError for one that it does not know."""
+def _arguments(
+    manifest: Manifest, function: Callable[..., Any], without: tuple[str, ...] = (), options: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The recorded settings that ``function`` takes, ``options`` among them; ValueError for one that it does not know."""
     settings = {name: value for name, value in manifest.settings.items() if name not in ("source", *without)}
     own = {"prompt", "image", "mask", "pipe", "verifier", "generator", "callback_on_step_end", "output_type", "self"}
-    allowed = set(inspect.signature(function).parameters) - own
+    allowed = {*inspect.signature(function).parameters, *options} - own
     if unknown := set(settings) - allowed:
         raise ValueError(
             f"expected settings out of {', '.join(sorted(allowed))} in the manifest, got {', '.join(sorted(unknown))}"

@@ -129,7 +129,7 @@ class Request:
         if watch is not None:
             localization_rows += watch.rows
             self.cost.capture_rows += watch.captured
-            self.cost.vae_decodes += watch.judgements
+            self.cost.vae_decodes += watch.decodes
             self.cost.verifier_calls += watch.judgements
         self.cost.denoised(self.rows(samples, steps), localization_rows, height * width)
 

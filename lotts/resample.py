@@ -93,7 +93,7 @@ def denoise(
         with watch(step, latents) if watch else nullcontext(), trace.step(step) if trace else nullcontext():
             prediction = backbone.predict(latents, step, text)
         # The scheduler's own arithmetic: candidates are the stock pipeline's pictures bit for bit.
-        latents = _shown(on_step, step, backbone.step(prediction, step, latents, generators))
+        latents = shown(on_step, step, backbone.step(prediction, step, latents, generators))
         steps.append(latents)
     return [
         Trajectory(seed, [entry[i].clone() for entry in steps], (trace, i) if trace else None)
@@ -161,7 +161,7 @@ def refine(
         if masked:  # masked refinement; afterwards global integration
             inside = change >= 1 - (step + 1 - t0) / (n - t0)
             blend = {"mask": inside[:, None].to(torch.float32), **behind.parts(step + 1)}
-        latents = _shown(on_step, step, _advance(backbone, rows, step, latents, text, seeds, blend))
+        latents = shown(on_step, step, _advance(backbone, rows, step, latents, text, seeds, blend))
         steps.append(latents)
 
     empty = ~masks.flatten(1).any(1)
@@ -216,7 +216,7 @@ def _advance(
     )
 
 
-def _shown(on_step: OnStep | None, step: int, latents: torch.Tensor) -> torch.Tensor:
+def shown(on_step: OnStep | None, step: int, latents: torch.Tensor) -> torch.Tensor:
     """The latents after the callback, which may replace them."""
     replaced = on_step(step, latents) if on_step else None
     return latents if replaced is None else latents.copy_(replaced)

@@ -93,7 +93,8 @@ def default_sweep(method: str, steps: int) -> dict[str, list[Any]]:
     values: dict[str, list[Any]] = {
         "k": [1, 2, 8],
         "r": [0.2, 0.5, 0.8],
-        "t0": sorted({min(steps * share // 50, max(0, steps - 2)) for share in (0, 10, 25, 40)}),
+        # At least one masked step before the two global ones.
+        "t0": sorted({min(steps * share // 50, max(0, steps - 3)) for share in (0, 10, 25, 40)}),
     }
     known = METHODS[_localising(method)].options
     return {name: listed for name, listed in values.items() if SHORT[name] in known}

@@ -27,7 +27,7 @@ __all__ = ["METHODS", "Budget", "Method", "check", "check_comparable", "run"]
 
 
 #: Raised whenever the same arguments draw other pictures than before, or find other masks: comparisons then begin anew.
-VERSION = 2
+VERSION = 3
 
 
 class Method(NamedTuple):
@@ -159,7 +159,10 @@ def _run(
         raise ValueError(
             f"expected a budget for one picture at least ({pool.rows(num_inference_steps)} network rows), got {budget}"
         )
-    return chosen.search(pool, **options)
+    out = chosen.search(pool, **options)
+    shared = {name: value for name, value in request.settings.items() if name in (*_SIGNATURE.parameters, "seeds")}
+    out.settings = {**shared, "method": method, "budget": str(budget), **chosen.options, **options, **out.settings}
+    return out
 
 
 def check_comparable(verifier: Judge) -> None:

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, erfc, exp, pi, sqrt
 from statistics import fmean, pstdev
+from typing import Any
 
+import torch
+
+from lotts.checks import real, whole
 from lotts.localize import check_ratio, check_threshold
 from lotts.output import LoTTSOutput
 from lotts.resample_config import ResampleConfig
-from lotts.search.independent import resample_config
+from lotts.search.independent import resample_config, resolved
 from lotts.search.pool import Pool
 
 
@@ -22,7 +26,7 @@ def lotts_chain(
     mask_threshold: float | None = None,
     noise_step: int | None = None,
     background: str = "replay",
-    global_steps: int = 2,
+    global_steps: int | None = None,
     dilate: int = 0,
     sparse: str = "dense",
     refresh_every: int | None = None,
@@ -33,22 +37,24 @@ def lotts_chain(
     ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in the best picture, another one is drawn.
     ``background``, ``global_steps``, ``dilate``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
-    steps, rest = pool.request.steps, (background, global_steps, dilate, sparse, refresh_every, sparse_offload)
-    config = resample_config(steps, noise_step, *rest)
+    config = resample_config(
+        pool.request.steps,
+        noise_step,
+        background=background,
+        global_steps=global_steps,
+        dilate=dilate,
+        sparse=sparse,
+        refresh_every=refresh_every,
+        sparse_offload=sparse_offload,
+    )
     check_ratio(mask_ratio)
     check_threshold(mask_threshold)
-    pool.candidates(num_candidates)
+    pool.candidates(whole("num_candidates", num_candidates, 1))
     drawn = [pool.best]
     while drawn:
         mask = pool.mask(pool.best, mask_ratio, mask_threshold)
         drawn = pool.refine([pool.best], mask, config) if mask.any() else pool.candidates(1)
-    return pool.output(
-        method="lotts_chain",
-        num_candidates=num_candidates,
-        mask_ratio=mask_ratio,
-        mask_threshold=mask_threshold,
-        noise_step=config.noise_step,
-    )
+    return pool.output(**resolved(config))
 
 
 @dataclass
@@ -88,7 +94,7 @@ def lotts_adaptive(
     mask_threshold: float | None = None,
     noise_shares: Sequence[float] = (0.4, 0.6, 0.8),
     background: str = "replay",
-    global_steps: int = 2,
+    global_steps: int | None = None,
     dilate: int = 0,
     stop_at: float | None = 0.5,
     least_gain: float = 0.0,
@@ -115,20 +121,27 @@ def lotts_adaptive(
             of which a refinement that is given up takes none.
         background, global_steps, dilate, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
     """
-    steps, rest = pool.request.steps, (background, global_steps, dilate, sparse, refresh_every, sparse_offload)
-    settings = [
-        (ratio, resample_config(steps, min(int(share * steps), steps - global_steps), *rest))
-        for ratio in mask_ratios
-        for share in noise_shares
-    ]
-    for ratio in mask_ratios:
+    steps = pool.request.steps
+    ratios, shares = _shares("mask_ratios", mask_ratios), _shares("noise_shares", noise_shares)
+    for ratio in ratios:
         check_ratio(ratio)
+    configs = _configs(
+        steps,
+        shares,
+        global_steps,
+        background=background,
+        dilate=dilate,
+        sparse=sparse,
+        refresh_every=refresh_every,
+        sparse_offload=sparse_offload,
+    )
+    settings = [(ratio, config) for ratio in ratios for config in configs]
     check_threshold(mask_threshold)
-    if stop_at is not None and not 0 < stop_at < 1:
+    if stop_at is not None and not 0 < real("stop_at", stop_at) < 1:
         raise ValueError(f"expected stop_at in (0, 1) or None, got {stop_at}")
-    if num_candidates < 1 or not settings:
-        raise ValueError("expected num_candidates from 1, and at least one mask ratio and one noise share")
-    pool.candidates(num_candidates)
+    share = None if pool.budget.unit == "samples" else stop_at
+    _check_looks(pool, configs, share)
+    pool.candidates(whole("num_candidates", num_candidates, 1))
     spread = max(pstdev(pool.scores), 1e-6 + 0.05 * abs(fmean(pool.scores)))
     pictures = Gains(fmean(pool.scores), spread, seen=pool.scores)
     changes = [Gains(0.0, 0.5 * spread) for _ in settings]
@@ -144,24 +157,47 @@ def lotts_adaptive(
             continue
         parent, chosen = action
         ratio, config = settings[chosen]
-        look = _Look(pool, config, None if pool.budget.unit == "samples" else stop_at, value, errors)
+        look = _Look(pool, config, share, value, errors)
         mask = pool.mask(parent, ratio, mask_threshold)
         drawn = pool.refine([parent], mask, config, look_at=look.step, go_on=look.go_on)
+        if not drawn and look.predicted is None:  # the time ran out since the action was chosen
+            break
         given_up += not drawn
         outcome = pool.drawn[drawn[0]].score if drawn else look.expected
         if drawn and look.predicted is not None:
             errors.seen.append(outcome - look.predicted)
         changes[chosen].seen.append(outcome - pool.drawn[parent].score)
-    return pool.output(
-        method="lotts_adaptive",
-        num_candidates=num_candidates,
-        mask_ratios=list(mask_ratios),
-        noise_shares=list(noise_shares),
-        mask_threshold=mask_threshold,
-        stop_at=stop_at,
-        least_gain=least_gain,
-        given_up=given_up,
-    )
+    return pool.output(mask_ratios=ratios, noise_shares=shares, given_up=given_up)
+
+
+def _configs(steps: int, shares: Sequence[float], global_steps: int | None, **rest: Any) -> list[ResampleConfig]:
+    """A refinement's setting for each share, all different: at the latest, one starts with one masked step left."""
+    last = max(0, steps - 1 - (2 if global_steps is None else whole("global_steps", global_steps)))
+    starts = dict.fromkeys(min(int(share * steps), last) for share in shares)
+    return [resample_config(steps, start, global_steps=global_steps, **rest) for start in starts]
+
+
+def _shares(name: str, values: Sequence[float]) -> list[float]:
+    """Numbers in [0, 1], at least one; ValueError otherwise."""
+    listed = [real(name, value) for value in values] if isinstance(values, (list, tuple)) else []
+    if not listed or not all(0 <= value <= 1 for value in listed):
+        raise ValueError(f"expected {name} as a list of one or more shares in [0, 1], got {values!r}")
+    return listed
+
+
+def _look_step(steps: int, config: ResampleConfig, share: float | None) -> int | None:
+    """The step after which a refinement has taken ``share`` of its own; None where there is none left, or no share."""
+    own = steps - config.noise_step
+    taken = own if share is None else ceil(round(own * share, 9))
+    return config.noise_step + taken - 1 if taken < own else None
+
+
+def _check_looks(pool: Pool, configs: list[ResampleConfig], share: float | None) -> None:
+    """ValueError, before any compute, where the sampler cannot tell what a picture will become."""
+    latents = torch.zeros(1, 1, 1, 1)
+    for config in configs:
+        if (step := _look_step(pool.request.steps, config, share)) is not None:
+            pool.request.backbone.clean_estimate(latents, latents, step)
 
 
 class _Look:
@@ -172,10 +208,9 @@ class _Look:
 
     def __init__(self, pool: Pool, config: ResampleConfig, share: float | None, value: float, errors: Gains) -> None:
         steps = pool.request.steps
-        own = steps - config.noise_step
-        taken = ceil(own * share) if share is not None else own
-        self.step = config.noise_step + taken - 1 if taken < own else None
-        self.price, self.best, self.value = pool.price(own - taken, config.sparse == "dense"), max(pool.scores), value
+        self.step = _look_step(steps, config, share)
+        left = 0 if self.step is None else steps - 1 - self.step
+        self.price, self.best, self.value = pool.price(left, pool.localises(config)), max(pool.scores), value
         self.errors = errors
         self.predicted: float | None = None
 
@@ -209,7 +244,7 @@ def _actions(
     leaders = sorted(range(len(pool)), key=lambda i: (-pool.drawn[i].score, i))[:2]
     leaders = [leader for leader in leaders if pool.mask(leader, 1.0, threshold).any()]
     for chosen, (_, config) in enumerate(settings):
-        left, localise = steps - config.noise_step, config.sparse == "dense"
+        left, localise = steps - config.noise_step, pool.localises(config)
         if not pool.affords(left, localise):
             continue
         mean, std = changes[chosen].belief()

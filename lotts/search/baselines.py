@@ -7,6 +7,7 @@ from math import sqrt
 
 import torch
 
+from lotts.checks import real, whole
 from lotts.output import LoTTSOutput
 from lotts.resample import derive_seed
 from lotts.search.pool import Pool
@@ -15,13 +16,13 @@ from lotts.search.pool import Pool
 def resampling(pool: Pool) -> LoTTSOutput:
     """Draw as often as the budget allows and return the last: what drawing again gives to one who does not compare."""
     _draw_all(pool)
-    return pool.output(best=len(pool) - 1, method="resampling")
+    return pool.output(best=len(pool) - 1)
 
 
 def best_of_n(pool: Pool) -> LoTTSOutput:
     """Draw as often as the budget allows and return the best."""
     _draw_all(pool)
-    return pool.output(method="best_of_n")
+    return pool.output()
 
 
 def zero_order(pool: Pool, *, starts: int = 3, neighbours: int = 3, distance: float = 0.3) -> LoTTSOutput:
@@ -32,18 +33,16 @@ def zero_order(pool: Pool, *, starts: int = 3, neighbours: int = 3, distance: fl
 
     Source: Ma et al., "Inference-Time Scaling for Diffusion Models beyond Scaling Denoising Steps", zero-order search.
     """
-    if starts < 1 or neighbours < 1 or not 0 < distance <= 1:
-        raise ValueError(
-            f"expected starts and neighbours from 1 and distance in (0, 1], got {starts}, {neighbours} and {distance}"
-        )
+    starts, neighbours = whole("starts", starts, 1), whole("neighbours", neighbours, 1)
+    if not 0 < real("distance", distance) <= 1:
+        raise ValueError(f"expected distance in (0, 1], got {distance}")
     pool.candidates(starts)
     for turn in itertools.count():
-        pivot = pool.drawn[pool.best].trajectory.latents[0]
-        assert pivot is not None
+        pivot = pool.drawn[pool.best].trajectory.at(0)
         # Samplers that work on unscaled noise start from it times init_noise_sigma, which cancels.
         around = [_neighbour(pool, pivot, turn, k, distance) for k in range(neighbours)]
         if len(pool.candidates(neighbours, around)) < neighbours:
-            return pool.output(method="zero_order", starts=starts, neighbours=neighbours, distance=distance)
+            return pool.output()
     raise AssertionError("unreachable")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from lotts.checks import whole
 from lotts.localize import check_ratio, check_threshold
 from lotts.output import LoTTSOutput
 from lotts.resample_config import ResampleConfig
@@ -19,7 +22,7 @@ def lotts(
     mask_threshold: float | None = None,
     noise_step: int | None = None,
     background: str = "replay",
-    global_steps: int = 2,
+    global_steps: int | None = None,
     dilate: int = 0,
     sparse: str = "dense",
     refresh_every: int | None = None,
@@ -33,13 +36,22 @@ def lotts(
     ``background``, ``global_steps``, ``dilate``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
     """
     steps = pool.request.steps
-    config = resample_config(steps, noise_step, background, global_steps, dilate, sparse, refresh_every, sparse_offload)
+    config = resample_config(
+        steps,
+        noise_step,
+        background=background,
+        global_steps=global_steps,
+        dilate=dilate,
+        sparse=sparse,
+        refresh_every=refresh_every,
+        sparse_offload=sparse_offload,
+    )
     check_ratio(mask_ratio)
     check_threshold(mask_threshold)
-    if num_refinements < 1:
-        raise ValueError(f"expected num_refinements from 1, got {num_refinements}: without any it is best_of_n")
+    num_refinements = whole("num_refinements", num_refinements, 1)  # without any it is best_of_n
     if num_candidates is None:
         num_candidates = _candidates_for(pool, num_refinements, config)
+    num_candidates = whole("num_candidates", num_candidates, 1)
     parents = pool.candidates(num_candidates)
     while True:
         # One refinement of each in turn, so that a budget that ends early leaves all alike.
@@ -52,40 +64,21 @@ def lotts(
             drawn = pool.refine(wrong, torch.cat([masks[parent] for parent in wrong]), config, localise=False)
         if len(drawn) < max(1, len(wrong)):
             break
-    return pool.output(
-        method="lotts",
-        num_candidates=num_candidates,
-        num_refinements=num_refinements,
-        mask_ratio=mask_ratio,
-        mask_threshold=mask_threshold,
-        noise_step=config.noise_step,
-    )
+    return pool.output(num_candidates=num_candidates, **resolved(config))
 
 
-def resample_config(
-    steps: int,
-    noise_step: int | None,
-    background: str,
-    global_steps: int,
-    dilate: int,
-    sparse: str,
-    refresh_every: int | None,
-    sparse_offload: bool,
-) -> ResampleConfig:
-    """The refinement's setting, checked against the schedule; by default it starts half way."""
-    config = ResampleConfig(
-        steps // 2 if noise_step is None else noise_step,
-        global_steps,
-        background,
-        dilate,
-        sparse=sparse,
-        refresh_every=refresh_every,
-        sparse_offload=sparse_offload,
-    )
+def resample_config(steps: int, noise_step: int | None, **rest: Any) -> ResampleConfig:
+    """The refinement's setting with the defaults of ``lotts.LoTTS``, checked against the schedule."""
+    config = ResampleConfig.of(steps, noise_step, **rest)
     if config.sparse == "trace":
         raise ValueError("expected sparse 'dense' or 'stale' in a search: its candidates' runs are not traced")
-    config.check_schedule(steps)
+    config.check_masked(steps)
     return config
+
+
+def resolved(config: ResampleConfig) -> dict[str, int]:
+    """What a run's settings say of the steps, where the caller left them to us."""
+    return {"noise_step": config.noise_step, "global_steps": config.global_steps}
 
 
 def _candidates_for(pool: Pool, num_refinements: int, config: ResampleConfig) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
+from lotts.checks import real, whole
 from lotts.kernels import blend_step
 from lotts.output import LoTTSOutput
-from lotts.resample import Trajectory, derive_seed
+from lotts.resample import Trajectory, derive_seed, shown
 from lotts.search.budget import UNBOUNDED
 from lotts.search.pool import Pool
 
@@ -112,7 +113,7 @@ def particle(
     while count := min(pool.affords(steps), particles or UNBOUNDED):
         first, weights = len(pool), Weights(count, potential, strength)
         lineage += [first + parent for parent in _steered(pool, weights, count, looks, resampler, adaptive)]
-    return pool.output(method="particle", potential=potential, strength=strength, particles=particles, lineage=lineage)
+    return pool.output(particles=particles, lineage=lineage)
 
 
 def _steered(
@@ -126,9 +127,11 @@ def _steered(
     history: list[torch.Tensor] = [latents]
     keys = torch.tensor([derive_seed(seed, "particle") for seed in seeds], device=latents.device)
     backbone.restart(steps, 0, request.size)
+    on_step = request.on_step("particle")
     for step in range(steps):
         with request.meter.stage("denoise"):
             latents, clean = _advance(pool, latents, step, keys, step in looks)
+        latents = shown(on_step, step, latents)
         history.append(latents)
         if step not in looks:
             continue
@@ -182,9 +185,9 @@ def _check(
         raise ValueError(f"expected potential to be one of {', '.join(POTENTIALS)}, got {potential!r}")
     if resampler not in RESAMPLERS:
         raise ValueError(f"expected resampler to be one of {', '.join(RESAMPLERS)}, got {resampler!r}")
-    if not strength > 0:
+    if not real("strength", strength) > 0:
         raise ValueError(f"expected strength above 0, got {strength}")
-    if not all(0 <= share < 1 for share in resample_at):
+    if not isinstance(resample_at, (list, tuple)) or not all(0 <= real("resample_at", s) < 1 for s in resample_at):
         raise ValueError(f"expected resample_at as shares of the steps in [0, 1), got {resample_at}")
-    if particles is not None and particles < 1:
-        raise ValueError(f"expected particles from 1 up, got {particles}")
+    if particles is not None:
+        whole("particles", particles, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,17 +65,20 @@ class Pool:
 
     def rows(self, steps: int, localise: bool = True) -> int:
         """Network rows of one sample over so many steps, localisation included where it is localised."""
-        return self.request.rows(1, steps) + (self._localization_rows if localise else 0)
+        request = self.request
+        rows = request.rows(1, steps)
+        if localise and self.localise:
+            rows += request.source.rows(request.backbone, request.steps, request.steps - steps)
+        return rows
 
     def price(self, steps: int, localise: bool = True) -> float:
         """What that costs in the unit of the budget; a row, where that is a second."""
         rows, (height, width) = self.rows(steps, localise), self.request.size
         return {"samples": 1, "tokens": rows * height * width}.get(self.budget.unit, rows)
 
-    @functools.cached_property
-    def _localization_rows(self) -> int:
-        request = self.request
-        return request.source.rows(request.backbone, request.steps) if self.localise else 0
+    def localises(self, config: ResampleConfig) -> bool:
+        """Whether refinements get defect maps of their own: not from a source that reads steps which are sparse."""
+        return self.localise and (config.sparse == "dense" or not self.request.source.reads_steps)
 
     def affords(self, steps: int, localise: bool = True) -> int:
         """How many more samples of so many steps fit in the budget."""
@@ -128,13 +132,13 @@ class Pool:
     ) -> list[int]:
         """Resample ``masks`` (bool [n, h, w]) of ``parents``, as many as fit; returns the new indices.
 
-        ``localise`` gives them defect maps, without which they cannot be refined in turn. Sparse refinements are not
-        localised while they run, which would take dense steps: they inherit their parents' maps. ``go_on`` (of one parent
-        alone) is given the score of the picture that step ``look_at`` predicts; if it says no, the refinement ends there,
-        charged for the steps it took, and is no sample.
+        ``localise`` gives them defect maps, without which they cannot be refined in turn. Where ``localises`` says that they
+        get none of their own, they inherit their parents'. ``go_on`` (of one parent alone) is given the score of the picture
+        that step ``look_at`` predicts; if it says no, the refinement ends there, charged for the steps it took, and is no
+        sample.
         """
         request, out, mapped = self.request, list[int](), localise and self.localise
-        steps, localise = request.steps - config.noise_step, mapped and config.sparse == "dense"
+        steps, localise = request.steps - config.noise_step, mapped and self.localises(config)
         look = None
         if look_at is not None and go_on is not None:
             look = Look(look_at, lambda clean: go_on(self.judge(list(clean))[1][0]))
@@ -164,12 +168,12 @@ class Pool:
                 if look is not None and not refined:
                     request.charge(len(batch), look.step + 1 - config.noise_step, watch)
                     continue
-                # Before it began its past is its parent's: that is what a refinement of it replays.
-                done = [
-                    Trajectory(before.seed, [*before.latents[: config.noise_step], *after.latents[config.noise_step :]])
-                    for before, after in zip(befores, refined, strict=True)
-                ]
-                maps = self._maps_of(watch, done, chosen) if mapped else None
+                maps = self._maps_of(watch, refined, chosen) if mapped else None
+            # Before it began its past is its parent's: that is what a refinement of it replays.
+            done = [
+                Trajectory(before.seed, [*before.latents[: config.noise_step], *after.latents[config.noise_step :]])
+                for before, after in zip(befores, refined, strict=True)
+            ]
             request.charge(len(batch), steps, watch)
             grown = grow(masks[batch], config.dilate)
             out += self._keep("refinement", done, chosen, numbers, maps, list(grown))
@@ -183,12 +187,15 @@ class Pool:
         return quality_mask(maps["P"][None], ratio, threshold)
 
     def seed(self, number: int) -> int:
-        """The seed of a candidate, by its number."""
+        """The seed of a candidate, by its number: the request's, then the next after the first that are not among them."""
         seeds = self.request.seeds
-        return seeds[number] if number < len(seeds) else (seeds[0] + number) % 2**64
+        if number < len(seeds):
+            return seeds[number]
+        others = (seed for k in itertools.count(1) if (seed := (seeds[0] + k) % 2**64) not in seeds)
+        return next(itertools.islice(others, number - len(seeds), None))
 
     def output(self, best: int | None = None, **settings: Any) -> LoTTSOutput:
-        """The pool as a run's output; ``best`` where it is not the verifier's choice."""
+        """The pool as a run's output; ``best`` where it is not the verifier's choice, ``settings`` what the search decided."""
         request = self.request
         samples = [
             Sample(
@@ -207,9 +214,7 @@ class Pool:
         ]
         chosen = self.best if best is None else best
         made = made_with(request.backbone.scheduler, request.verifier)
-        return LoTTSOutput(
-            request.prompt, samples, chosen, request.meter.read(), {**request.settings, **settings}, made
-        )
+        return LoTTSOutput(request.prompt, samples, chosen, request.meter.read(), settings, made)
 
     def add(
         self, kind: str, trajectories: list[Trajectory], images: list[np.ndarray], scores: list[float]

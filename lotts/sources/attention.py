@@ -26,16 +26,16 @@ class AttentionSource:
             prompt then steers what the network computes, from its first layer to the last.
     """
 
-    name, text_encodes = "attention", 2
+    name, text_encodes, reads_steps = "attention", 2, True
 
     def __init__(self, config: LocalizeConfig | None = None, *, contrast: str = "probes") -> None:
         if contrast not in ("probes", "batch"):
             raise ValueError(f"expected contrast 'probes' or 'batch', got {contrast!r}")
         self.config, self.contrast = config, contrast
 
-    def rows(self, backbone: Backbone, steps: int) -> int:
-        config = self.config or backbone.localize
-        return 2 * len(config.step_range("cross_steps", steps)) if self.contrast == "batch" else 0
+    def rows(self, backbone: Backbone, steps: int, first: int = 0) -> int:
+        read = (self.config or backbone.localize).step_range("cross_steps", steps)
+        return 2 * sum(step >= first for step in read) if self.contrast == "batch" else 0
 
     def check(self, backbone: Backbone, prompt: str, steps: int) -> None:
         """ValueError for a prompt without words, or a network whose attention layers cannot be captured."""
@@ -51,7 +51,7 @@ class AttentionSource:
 
 
 class AttentionWatch:
-    rows = captured = judgements = 0
+    rows = captured = decodes = judgements = 0
 
     def __init__(
         self, config: LocalizeConfig, backbone: Backbone, prompt: str, batch: int, size, steps: int, text: Conditioning

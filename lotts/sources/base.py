@@ -22,12 +22,13 @@ class Watch(Protocol):
     """One batch of B candidates under observation.
 
     ``rows`` counts network rows spent beyond the candidates' own, ``captured`` those of the candidates' own in which attention
-    was read as well, ``judgements`` pictures decoded and shown to the verifier. ``maps`` raises ``NothingSeen`` where it was
-    shown too little.
+    was read as well, ``decodes`` pictures decoded, ``judgements`` those shown to the verifier. ``maps`` raises ``NothingSeen``
+    where it was shown too little.
     """
 
     rows: int
     captured: int
+    decodes: int
     judgements: int
 
     def __enter__(self) -> Watch: ...
@@ -42,14 +43,16 @@ class MapSource(Protocol):
 
     ``seeds`` tells them apart, one each, whatever batch they are in. ``text`` is what one of them is conditioned on, its
     guidance included. ``rows`` tells the network rows that it will spend on one sample of ``backbone`` beyond the sample's own,
-    ``text_encodes`` the texts that a watch encodes. A source may have ``check(backbone, prompt, steps)``, which raises
-    ValueError, before any compute, where it could find nothing.
+    where the sample begins at step ``first`` of ``steps``; ``text_encodes`` the texts that a watch encodes; ``reads_steps`` whether
+    its watch looks on while a sample is denoised, for which all of the network has to be computed, or only at what came of it.
+    A source may have ``check(backbone, prompt, steps)``, which raises ValueError, before any compute, where it could find nothing.
     """
 
     name: str
     text_encodes: int
+    reads_steps: bool
 
-    def rows(self, backbone: Backbone, steps: int) -> int: ...
+    def rows(self, backbone: Backbone, steps: int, first: int = 0) -> int: ...
 
     def watch(
         self,
@@ -65,7 +68,7 @@ class MapSource(Protocol):
 class LateWatch:
     """A watch that looks at nothing while samples are denoised, only at what came of them."""
 
-    rows = captured = judgements = 0
+    rows = captured = decodes = judgements = 0
 
     def __enter__(self) -> LateWatch:
         return self

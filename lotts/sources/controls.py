@@ -20,9 +20,9 @@ class ControlSource:
     """A source that looks at nothing while a sample is denoised."""
 
     name: str
-    text_encodes = 0
+    text_encodes, reads_steps = 0, False
 
-    def rows(self, backbone: Backbone, steps: int) -> int:
+    def rows(self, backbone: Backbone, steps: int, first: int = 0) -> int:
         return 0
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> ControlWatch:
@@ -79,6 +79,7 @@ class CheckerSource(ControlSource):
     def defects(self, watch: ControlWatch, latents_at: LatentsAt) -> torch.Tensor:
         # What would enter the step after the last is the result.
         images = np.rint(watch.backbone.decode(latents_at(watch.num_steps)) * 255).astype(np.uint8)
+        watch.decodes += len(images)
         sought = torch.from_numpy(np.stack([self.pixels(image, watch.prompt) for image in images])).float()
         cells = F.adaptive_avg_pool2d(sought[:, None], watch.size)[:, 0]
         return (cells + 0.1 * smooth(cells) + 0.01 * smooth(smooth(cells))).to(watch.backbone.device)

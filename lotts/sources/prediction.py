@@ -16,14 +16,14 @@ class PredictionSource:
         levels: shares of the steps, from pure noise, at which the candidate is looked at; None: what the model's family takes.
     """
 
-    name, text_encodes = "prediction", 2
+    name, text_encodes, reads_steps = "prediction", 2, False
 
     def __init__(self, levels: tuple[float, ...] | None = None) -> None:
         if levels is not None and not (levels and all(0 <= level < 1 for level in levels)):
             raise ValueError(f"expected levels as shares of the steps in [0, 1), got {levels}")
         self.levels = levels
 
-    def rows(self, backbone: Backbone, steps: int) -> int:
+    def rows(self, backbone: Backbone, steps: int, first: int = 0) -> int:
         return 2 * len(self._steps(backbone, steps))
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> PredictionWatch:

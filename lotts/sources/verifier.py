@@ -24,7 +24,7 @@ class VerifierSource:
         ValueError: the verifier has no ``defect_maps``.
     """
 
-    name, text_encodes = "verifier", 0
+    name, text_encodes, reads_steps = "verifier", 0, False
 
     def __init__(self, verifier: Judge) -> None:
         if not hasattr(verifier, "defect_maps"):
@@ -35,7 +35,7 @@ class VerifierSource:
             )
         self.verifier = verifier
 
-    def rows(self, backbone: Backbone, steps: int) -> int:
+    def rows(self, backbone: Backbone, steps: int, first: int = 0) -> int:
         return 0
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> VerifierWatch:
@@ -51,6 +51,7 @@ class VerifierWatch(LateWatch):
     def maps(self, latents_at: LatentsAt) -> Heatmaps:
         # What would enter the step after the last is the result.
         images: Sequence[np.ndarray] = list(self.backbone.decode(latents_at(self.num_steps)))
+        self.decodes += len(images)
         self.judgements += len(images)
         wrong = self.source.verifier.defect_maps(images, [self.prompt] * len(images))  # type: ignore[attr-defined]
         wrong = F.interpolate(wrong[:, None].float(), self.size, mode="bilinear", align_corners=False)[:, 0]

@@ -43,8 +43,8 @@ class Region:
 
     @property
     def whole(self) -> bool:
-        """Whether some sample needs all tokens, so that nothing is spared."""
-        return self.size >= self.tokens
+        """Whether every sample needs all tokens, so that nothing is stored. Where only some do, all are computed for the others too."""
+        return self.common >= self.tokens
 
     @property
     def common(self) -> int:
@@ -59,9 +59,12 @@ class Region:
     def place(self, fresh: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
         """``background`` [R, N, ...] with the samples' own tokens replaced by ``fresh`` [R, n, ...], the first in order."""
         count = fresh.shape[1]
-        if count < self.tokens:
-            fresh = self.keep_own(fresh, self.select(background, 0, count))
+        fresh = self.keep_own(fresh, self.select(background, 0, count))
         return background.scatter(1, self._index(fresh, self.order[:, :count]).expand_as(fresh), fresh)
+
+    def restore(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` [R, N, ...] of all tokens in this order, as they lie."""
+        return torch.empty_like(values).scatter(1, self._index(values, self.order).expand_as(values), values)
 
     def keep_own(self, fresh: torch.Tensor, stored: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Of ``fresh`` [R, n, ...], at places ``start`` on, what is the sample's own; elsewhere ``stored``, of the same shape."""

@@ -104,7 +104,7 @@ class Stretch:
     def _leave(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.read is not None:
             return self.region.place(hidden, *self.read(self.key("")))
-        whole = self.region.place(hidden, torch.empty_like(hidden))
+        whole = self.region.restore(hidden)
         if self.write is not None:
             self.write(self.key(""), whole)
         return whole

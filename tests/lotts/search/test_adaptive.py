@@ -4,8 +4,9 @@ import pytest
 import torch
 from searching import STEPS
 
+from lotts.resample_config import ResampleConfig
 from lotts.search import run
-from lotts.search.adaptive import NEW, Gains, _actions, expected_improvement
+from lotts.search.adaptive import NEW, Gains, _actions, _configs, expected_improvement
 from lotts.search.budget import Budget
 from lotts.search.independent import resample_config
 from lotts.search.pool import Pool
@@ -94,6 +95,9 @@ class Fake:
     def price(self, steps, localise=True):
         return 1 if self.budget.unit == "samples" else 2 * steps
 
+    def localises(self, config):
+        return True
+
     def mask(self, *args):
         return torch.ones(1, 2, 2, dtype=torch.bool)
 
@@ -101,7 +105,7 @@ class Fake:
 @pytest.mark.parametrize("unit", ["nfe", "samples"])
 def test_the_best_action_is_the_one_worked_out_by_hand(unit):
     pool = Fake(unit, [1.0, 2.0])
-    settings = [(0.5, resample_config(STEPS, STEPS // 2, "replay", 2, 0, "dense", None, False))]
+    settings = [(0.5, resample_config(STEPS, STEPS // 2))]
     pictures, changes = Gains(1.5, 0.5, seen=[1.0, 2.0]), [Gains(0.1, 0.4)]
     found = {action: value for value, action in _actions(pool, settings, None, pictures, changes)}
     # two outcomes 1 and 2 beside a belief worth two of 1.5 +- 0.5: 1.5 +- sqrt((2 * 0.25 + 2 * 0.25) / 4)
@@ -111,6 +115,19 @@ def test_the_best_action_is_the_one_worked_out_by_hand(unit):
         gain = expected_improvement(score + 0.1, 0.4, 2.0)
         assert found[parent, 0] == pytest.approx(gain / (6 if unit == "nfe" else 1))
     assert max(found, key=found.get) == (1, 0)
+
+
+def test_a_clock_that_runs_out_between_choice_and_action_ends_the_search(tiny_pipe, monkeypatch):
+    monkeypatch.setattr(Pool, "refine", lambda *args, **kwargs: [])
+    out, judged = adaptive(tiny_pipe, lambda before: 1.0, budget="seconds=60")
+    assert len(out.samples) == judged == 2
+
+
+def test_refinements_start_where_a_masked_step_is_left():
+    for steps in (3, 6, 10, 50):
+        starts = [config.noise_step for config in _configs(steps, (0.4, 0.6, 0.8), None)]
+        assert all(ResampleConfig.of(steps, start).masked_steps(steps) for start in starts)
+        assert len(set(starts)) == len(starts)
 
 
 def test_the_search_ends_when_nothing_promises_enough(tiny_pipe):

@@ -10,7 +10,24 @@ from searching import STEPS, brightness, found, scores
 import lotts
 import lotts.search
 from lotts.localize import LocalizeConfig
+from lotts.replays import replay
 from lotts.search import METHODS, Budget, check, run
+from lotts.search.pool import Pool
+from lotts.sources.controls import DefectsSource
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """The pools that searches work with, as they are opened."""
+    opened = []
+
+    class Seen(Pool):
+        def __init__(self, *args):
+            super().__init__(*args)
+            opened.append(self)
+
+    monkeypatch.setattr(lotts.search, "Pool", Seen)
+    return opened
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -72,6 +89,40 @@ def test_candidates_drawn_late_have_the_seeds_that_come_next(tiny_pipe, monkeypa
     assert [sample.seed for sample in out.samples if sample.kind == "candidate"] == [3, 4, 5, 6]
 
 
+def test_candidates_behind_a_list_of_generators_are_others(tiny_pipe):
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 5)]
+    out = run(
+        tiny_pipe, "a red cat", "best_of_n", budget="samples=5", verifier=brightness, num_inference_steps=1,
+        generator=generators,
+    )  # fmt: skip
+    assert [sample.seed for sample in out.samples] == [3, 5, 4, 6, 7]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_is_saved_and_replays_bit_for_bit(tiny_pipe, tmp_path, method):
+    out = found(tiny_pipe, method, "samples=4", batch_size=2)
+    folder = out.save(tmp_path / "out")
+    assert replay(folder, pipe=tiny_pipe, verifier=brightness).exact
+
+
+def test_a_search_by_the_clock_does_not_replay(tiny_pipe, tmp_path):
+    folder = found(tiny_pipe, "best_of_n", "seconds=1e-9").save(tmp_path / "out")
+    with pytest.raises(ValueError, match="budget was in seconds"):
+        replay(folder, pipe=tiny_pipe, verifier=brightness)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_callback_sees_every_stage(tiny_pipe, method):
+    seen = []
+
+    def callback(pipe, step, timestep, kwargs):
+        seen.append((kwargs["stage"], step))
+        return {}
+
+    out = found(tiny_pipe, method, "samples=4", callback_on_step_end=callback)
+    assert {stage for stage, _ in seen} == {sample.kind for sample in out.samples}
+
+
 def test_lotts_tells_how_many_candidates_it_drew(tiny_pipe):
     assert found(tiny_pipe, "lotts", "samples=6").settings["num_candidates"] == 2
 
@@ -121,14 +172,18 @@ def test_where_nothing_is_above_the_threshold_pictures_are_drawn(tiny_pipe, meth
     assert {sample.kind for sample in out.samples} == {"candidate"}
 
 
-def test_refinements_of_refinements_keep_the_rest_of_their_parent(tiny_pipe):
+def test_refinements_of_refinements_keep_the_rest_of_their_parent(tiny_pipe, pools):
     dark = lambda images, prompts: [-float(np.asarray(i)[:8].mean()) for i in images]  # noqa: E731
     out = run(
         tiny_pipe, "a red cat", "lotts_chain", budget="samples=6", verifier=dark, num_inference_steps=STEPS,
         global_steps=0, num_candidates=1, mask_ratio=0.25, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    assert all(sample.mask.float().mean() == 0.25 for sample in out.samples[1:])
     assert any(sample.parent and out.samples[sample.parent].kind == "refinement" for sample in out.samples)
+    latents = [drawn.trajectory.result for drawn in pools[-1].drawn]
+    for index, sample in enumerate(out.samples[1:], 1):
+        assert sample.mask.float().mean() == 0.25
+        assert torch.equal(latents[index][:, ~sample.mask], latents[sample.parent][:, ~sample.mask])
+        assert not torch.equal(latents[index][:, sample.mask], latents[sample.parent][:, sample.mask])
 
 
 def test_neighbours_are_as_far_as_asked(tiny_pipe, monkeypatch):
@@ -182,6 +237,14 @@ def test_errors_come_first(tiny_pipe, monkeypatch):
         ({"method": "lotts", "mask_ratio": 0.0}, "mask_ratio"),
         ({"method": "lotts_chain", "mask_threshold": -1.0}, "mask_threshold"),
         ({"method": "zero_order", "distance": 0.0}, "distance in"),
+        ({"method": "zero_order", "neighbours": 2.5}, "neighbours to be a whole number"),
+        ({"method": "particle", "particles": 2.5}, "particles to be a whole number"),
+        ({"method": "lotts", "num_refinements": "two"}, "num_refinements to be a whole number"),
+        ({"method": "lotts", "num_candidates": 0}, "num_candidates to be a whole number from 1"),
+        ({"method": "lotts_chain", "num_candidates": 0}, "num_candidates to be a whole number from 1"),
+        ({"method": "lotts_chain", "global_steps": STEPS}, "noise_step .* global_steps"),
+        ({"method": "lotts_adaptive", "global_steps": 9}, "0 [+] 9 > 6"),
+        ({"method": "lotts_adaptive", "mask_ratios": 0.5}, "mask_ratios as a list"),
     ):
         with pytest.raises(ValueError, match=message):
             found(tiny_pipe, **options)
@@ -195,6 +258,19 @@ def test_ensembles_do_not_compare_between_calls(tiny_pipe):
     pair = Ensemble([Member("bright", brightness), Member("dark", lambda i, p: [-s for s in brightness(i, p)])])
     with pytest.raises(ValueError, match="scores pictures as they come"):
         run(tiny_pipe, "a red cat", verifier=pair)
+
+
+@pytest.mark.parametrize("source", ["prediction", "defects"])
+def test_refinements_are_mapped_as_they_are(pipe_of, pools, source, monkeypatch):
+    """Sources that look afterwards see the refined picture, not its parent, also at steps before it began, and when it was sparse."""
+    monkeypatch.setattr(DefectsSource, "pixels", lambda self, image, prompt: image[..., 0] > image[..., 0].mean())
+    out = run(
+        pipe_of("flux-dev"), "a red circle above a blue ring", "lotts_chain", budget="samples=3", verifier=brightness,
+        source=source, num_inference_steps=STEPS, num_candidates=1, sparse="stale",
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    first, *others = out.samples
+    assert not any(torch.equal(sample.heatmaps["P"], first.heatmaps["P"]) for sample in others)
 
 
 def test_transformers_search_too(pipe_of):

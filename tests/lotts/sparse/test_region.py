@@ -49,7 +49,7 @@ def test_masks_grow_to_tiles_that_are_a_small_share_of_the_picture(tokens, expec
 def test_what_is_selected_goes_back_to_its_place_and_only_own_tokens_do():
     region = Region.of(masks_of((0, 0, 1, 4), (2, 2, 3, 4)))
     values = torch.arange(4 * 64 * 2, dtype=torch.float32).view(4, 64, 2)
-    assert torch.equal(region.place(region.select(values), torch.zeros_like(values)), values)
+    assert torch.equal(region.restore(region.select(values)), values)
     background = -torch.ones_like(values)
     placed = region.place(region.select(values, 0, region.size), background)
     for row in range(4):

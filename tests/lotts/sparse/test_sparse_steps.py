@@ -68,16 +68,22 @@ def test_outside_the_mask_a_step_does_not_look_at_what_changed(backbone_of, name
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("mode", ["stale", "trace"])
+@pytest.mark.parametrize(
+    ("mode", "other"), [("stale", "box"), ("trace", "box"), ("stale", "scattered"), ("trace", "all")]
+)
 @torch.no_grad()
-def test_masks_of_different_sizes_in_a_batch_equal_runs_one_by_one(backbone_of, name, mode):
+def test_masks_of_different_sizes_in_a_batch_equal_runs_one_by_one(backbone_of, name, mode, other):
+    """Boxes of two sizes; a box beside cells that fill the coarse levels, and beside everything, which alone are dense there."""
     backbone = backbone_of(name)
     size = size_of(backbone)
     text = guided(backbone)
     config = ResampleConfig(noise_step=1, global_steps=1, sparse=mode)
     trace = _trace(backbone, size, config.masked_steps(STEPS), 2) if mode == "trace" else None
     base = denoise(backbone, text, [5, 9], size, STEPS, trace=trace)
-    masks = torch.cat([corner(size), corner(size, 5, 4, 3, 9)])
+    beside = corner(size, 5, 4, 3, 9) if other == "box" else torch.zeros(1, *size, dtype=torch.bool)
+    step = {"box": None, "scattered": 2, "all": 1}[other]
+    beside[:, ::step, ::step] |= step is not None
+    masks = torch.cat([corner(size), beside])
     assert masks[0].sum() != masks[1].sum()
     cost = Cost()
     together = refine(backbone, text, base, masks, [0, 1], config, STEPS, cost=cost)
