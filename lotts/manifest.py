@@ -175,12 +175,13 @@ def environment(device: str | None) -> dict[str, Any]:
 
 
 def made_with(scheduler: Any, verifier: Any) -> dict[str, Any]:
-    """The verifier's version and the scheduler's class and configuration, as JSON has them."""
+    """The verifier's version, the scheduler's class and configuration, as JSON has them, and the CPU threads of the run."""
     version = getattr(verifier, "version", None)
     config = {name: _plain(value) for name, value in scheduler.config.items() if not name.startswith("_")}
     return {
         "verifier": None if version is None else str(version),
         "scheduler": {"class": type(scheduler).__name__, **config},
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -45,8 +45,7 @@ def load_pipeline(
         ValueError: ``name``, ``device`` or ``dtype`` is none of these.
     """
     target = check_device(device)
-    default = torch.float16 if target.type == "cuda" and name not in EMBEDDED else torch.float32
-    precision = check_dtype(dtype) or default
+    precision = check_dtype(dtype) or default_dtype(name, target)
     with _quiet() if name in EMBEDDED else nullcontext():  # what comes from a hub or a large folder takes a while
         pipe = _read(location(name), precision)
     _make_restartable(pipe)
@@ -68,6 +67,11 @@ def default_settings(name: str) -> dict[str, Any]:
         "true_cfg_scale": scales[1],
         "verifier": "shapes",
     }
+
+
+def default_dtype(name: str, device: str | torch.device | None = None) -> torch.dtype:
+    """The precision that ``load_pipeline`` takes by itself."""
+    return torch.float16 if check_device(device).type == "cuda" and name not in EMBEDDED else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -55,10 +55,10 @@ def repair(
 
     Args:
         pipe: a pipeline of a supported class, with a scheduler that can restart: see ``lotts.supported()``.
-        image: a picture (an array uint8, or floating in [0, 1]) or the path of one; its sides must suit the pipeline (multiples
-            of 8 as a rule).
+        image: a picture (an array uint8, or floating in [0, 1], of which 8 bits are taken) or the path of one; its sides must
+            suit the pipeline (multiples of 8 as a rule).
         prompt: what the picture shows.
-        mask: where to resample (white, True or > 0.5), as large as the picture or as the latent grid; None: find it.
+        mask: where to resample (white, True, 1 or > 0.5), as large as the picture or as the latent grid; None: find it.
         pixel_paste: keep the picture's own pixels outside the mask and its ``soft_ring``. Without it they pass through the
             autoencoder.
         background: "fixed", "fresh" or "clean"; there is no recorded run to "replay".
@@ -169,15 +169,18 @@ def read_picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
     if not (image.size and image.min() >= 0 and image.max() <= 1):  # not a number is in no range either
         told = f"{image.min()} to {image.max()}" if image.size else "none"
         raise ValueError(f"expected a picture's floating numbers in [0, 1], got {told}: scale or clip them first")
-    return image.astype(np.float32)
+    # As the picture's file will have it, so that a replay from that file begins with the same.
+    return np.rint(image * 255).astype(np.uint8).astype(np.float32) / 255
 
 
 def read_mask(mask: Image.Image | np.ndarray | torch.Tensor | str | Path) -> torch.Tensor:
-    """bool, as large as the mask, upright as a picture is."""
+    """bool, as large as the mask, upright as a picture is. An array of bytes is one of 0 and 1, or of grey levels up to 255."""
     if isinstance(mask, (str, Path, Image.Image)):
-        mask = np.asarray(_upright(mask).convert("L"))
+        return torch.from_numpy(np.asarray(_upright(mask).convert("L")) > 127)
     array = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
-    return array > 127 if array.dtype == torch.uint8 else array > 0.5 if array.is_floating_point() else array.bool()
+    if array.dtype == torch.uint8 and (array > 1).any():
+        return array > 127
+    return array > 0.5 if array.is_floating_point() else array.bool()
 
 
 def _upright(image: Image.Image | str | Path) -> Image.Image:

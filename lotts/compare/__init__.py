@@ -61,6 +61,10 @@ def compare(
     """
     if form not in FORMS:
         raise ValueError(f"expected a plot out of {', '.join(FORMS)}, got {form!r}")
+    if workers:
+        from lotts.compare.fleet import check_workers, run_on_ray
+
+        check_workers(workers)
     out = Path(out)
     runner = Runner(study, out)
     runner.check()
@@ -69,8 +73,7 @@ def compare(
     runner.check_options([item for item in left if read_record(out, item) is None])
     total = len({item.key for item in study.items()})
     if workers:
-        from lotts.compare.fleet import run_on_ray
-
+        runner.release()  # the device is the workers'
         failed = run_on_ray(study, out, left, workers, gpus_per_worker)
     else:
         failed = run_here(runner, left)

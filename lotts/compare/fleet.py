@@ -32,12 +32,7 @@ def run_on_ray(study: Study, out: Path, items: list[Item], workers: int, gpus_pe
         ImportError: ray is not installed.
         ValueError: ``workers`` is not from 1 up, or no worker can ever start with what the cluster has.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ImportError("expected ray for --workers: pip install 'lotts[ray]'") from None
-    if workers < 1:
-        raise ValueError(f"expected workers from 1 up, got {workers}")
+    ray = check_workers(workers)
     if not items:
         return 0
     began_here = not ray.is_initialized()
@@ -46,12 +41,26 @@ def run_on_ray(study: Study, out: Path, items: list[Item], workers: int, gpus_pe
     try:
         if gpus_per_worker is None:
             gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU") and study.device != "cpu" else 0.0
-        if gpus_per_worker > ray.cluster_resources().get("GPU", 0):
-            raise ValueError(f"expected {gpus_per_worker:g} of a GPU for each worker: the cluster has none to give")
+        most = max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        if gpus_per_worker > most:
+            raise ValueError(
+                f"expected {gpus_per_worker:g} GPUs a worker on one machine: the cluster has {most:g} at most"
+            )
         return _Fleet(ray, study, out.resolve(), gpus_per_worker).run(items, workers)
     finally:
         if began_here:
             ray.shutdown()
+
+
+def check_workers(workers: int) -> Any:
+    """The ray module; ImportError where it is not installed, ValueError for a number of workers under 1."""
+    if workers < 1:
+        raise ValueError(f"expected workers from 1 up, got {workers}")
+    try:
+        import ray
+    except ImportError:
+        raise ImportError("expected ray for --workers: pip install 'lotts[ray]'") from None
+    return ray
 
 
 class _Fleet:
@@ -84,7 +93,8 @@ class _Fleet:
                         write_failure(self.out, item, error)
                         failed += 1
                         bar.update()
-                    employ(self.kind.remote(self.study, self.out))
+                    if waiting:
+                        employ(self.kind.remote(self.study, self.out))
                 else:
                     bar.update()
                     employ(worker)

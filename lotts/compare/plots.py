@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from math import isnan
@@ -13,6 +14,7 @@ import numpy as np
 from lotts.compare.curves import AXES, CurvePoint
 from lotts.compare.study import Study
 from lotts.compare.table import ALL, COST, SEARCHED, Row, metrics_of
+from lotts.files import write_whole
 from lotts.report.axes import ACCENT, COLOURS, GREY, INK, pyplot
 
 UNITS = {"samples": "samples", "nfe": "network rows (NFE)", "seconds": "seconds"}
@@ -29,8 +31,10 @@ def draw(study: Study, rows: Sequence[Row], curves: Sequence[CurvePoint], out: P
         return []
     figure = FORMS[form](plt, study, rows, curves)
     path = out / f"{form}.png"
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
     plt.close(figure)
+    write_whole(path, drawn.getvalue())
     return [path]
 
 

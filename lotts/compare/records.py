@@ -49,7 +49,7 @@ def read_record(out: Path, item: Item) -> dict[str, Any] | None:
     """What an item left, or None where it is not done, or was cut short by a machine that went down."""
     try:
         record = json.loads((folder_of(out, item) / NAME).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     if record.get("format") != FORMAT:
         raise ValueError(f"expected an item of format {FORMAT} in {folder_of(out, item)}, got {record.get('format')}")
@@ -119,7 +119,11 @@ def write_record(
 def sweep_up(out: Path) -> None:
     """Remove what killed processes left half written, an hour ago or more: another one may be at work."""
     for left in [*(out / "items").glob(f"*/{UNFINISHED}*"), *(out / "items").glob(f"*/*/.{NAME}.*")]:
-        if time.time() - left.stat().st_mtime > _ABANDONED:
+        try:
+            age = time.time() - left.stat().st_mtime
+        except FileNotFoundError:  # its process has finished it meanwhile
+            continue
+        if age > _ABANDONED:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
@@ -146,6 +150,17 @@ def pixels_of(out: Path, item: Item, sample: int) -> np.ndarray:
     """uint8 [H, W, 3] of a picture that an item led with."""
     with Image.open(folder_of(out, item) / f"{sample:03}.png") as image:
         return np.asarray(image.convert("RGB"))
+
+
+def is_intact(out: Path, item: Item, record: dict[str, Any]) -> bool:
+    """Whether the pictures that an item led with are there, as they were written."""
+    files = {folder_of(out, item) / name: digest for name, digest in record["sha256"].items()}
+    return all(f.is_file() and hashlib.sha256(f.read_bytes()).hexdigest() == digest for f, digest in files.items())
+
+
+def discard(out: Path, item: Item) -> None:
+    """Remove what an item left."""
+    shutil.rmtree(folder_of(out, item))
 
 
 def leaders(samples: list[Sample], keeps_best: bool) -> list[dict[str, int]]:

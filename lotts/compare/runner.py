@@ -15,7 +15,9 @@ from lotts import models, search
 from lotts.backbones import family_of
 from lotts.compare.judges import load_metric
 from lotts.compare.records import (
+    discard,
     failure_of,
+    is_intact,
     pixels_of,
     read_record,
     unasked,
@@ -48,6 +50,12 @@ class Runner:
         """Loaded when it is first needed: to check prompts, or to ask one more metric, it is not."""
         return models.load_pipeline(self.study.model, device=self.study.device, dtype=self.study.dtype)
 
+    def release(self) -> None:
+        """Let go of the pipeline; it is loaded again when it is needed."""
+        self.__dict__.pop("pipe", None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def check(self) -> None:
         """ValueError for a verifier that no search takes, or a prompt that it or a metric does not: before any compute."""
         search.check_comparable(self.verifier)
@@ -67,6 +75,9 @@ class Runner:
         try:
             with cpu_threads(self.study.threads):
                 record = read_record(self.out, item)
+                if record is not None and unasked(self.study, record) and not is_intact(self.out, item, record):
+                    discard(self.out, item)
+                    record = None
                 if record is None:
                     record = self._search(item)
                 self._judge(item, record)
@@ -78,7 +89,8 @@ class Runner:
 
     def _search(self, item: Item) -> dict[str, Any]:
         output = search.run(**self._arguments(item))
-        return write_record(self.out, self.study, item, output, environment(str(self.pipe.device)))
+        circumstances = environment(str(self.pipe.device)) | output.made_with
+        return write_record(self.out, self.study, item, output, circumstances)
 
     def _arguments(self, item: Item) -> dict[str, Any]:
         variant = item.variant

@@ -28,10 +28,11 @@ def sign_flip_test(differences: np.ndarray) -> float:
     if not n:
         return nan
     if n <= EXACT:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        totals = np.abs(np.array(list(itertools.product((1.0, -1.0), repeat=n))) @ differences)
     else:
-        drawn = np.random.default_rng(SEED).integers(0, 2, (DRAWS, n)) * 2.0 - 1.0
-        signs = np.concatenate([np.ones((1, n)), drawn])
-    totals = np.abs(signs @ differences)
+        rng = np.random.default_rng(SEED)
+        # A hundred ways at a time: all of them would take gigabytes for tens of thousands of prompts.
+        drawn = [(rng.integers(0, 2, (100, n)) * 2.0 - 1.0) @ differences for _ in range(DRAWS // 100)]
+        totals = np.abs(np.concatenate([[differences.sum()], *drawn]))
     # Sums that are equal on paper may differ in the last bit.
     return float(np.mean(totals >= totals[0] - 1e-12 * max(1.0, float(np.abs(differences).sum()))))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lotts.localize import LocalizeConfig
+from lotts.models import default_dtype, dtype_name
 from lotts.prompts import Prompt
 from lotts.resample import derive_seed
 from lotts.search import METHODS, VERSION, Budget
@@ -100,6 +101,7 @@ class Study:
         settings: the arguments that ``lotts.search.run`` shares among methods: steps, guidance, size, batch size.
         versions: of the model and of the verifier, so that a study does not go on with others.
         metric_versions: of each metric, by name: pictures that another version judged are judged again.
+        dtype: of the model; None: its default on ``device`` here, so that a study goes on in the same one elsewhere.
         threads: of the CPU, for the same bits wherever it runs; None: as torch has it.
     """
 
@@ -124,6 +126,8 @@ class Study:
                 raise ValueError(f"expected {name} to compare, got none")
         if not isinstance(self.seeds, int) or self.seeds < 1:
             raise ValueError(f"expected seeds from 1 up, got {self.seeds!r}")
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", dtype_name(default_dtype(self.model, self.device)))
         object.__setattr__(self, "budgets", [str(Budget.parse(budget)) for budget in self.budgets])
         names = [variant.name for variant in self.variants]
         for what, given in (("variants", names), ("budgets", self.budgets), ("metrics", self.metrics)):

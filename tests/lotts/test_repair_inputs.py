@@ -59,7 +59,45 @@ def test_pixel_paste_keeps_what_lies_outside_the_soft_ring(tiny_pipe):
     ring[4:12, 4:12] = True
     inside, around = (np.kron(region, np.ones((2, 2), bool)) for region in (cells, ring))
     out = repair(tiny_pipe, mask=cells, soft_ring=2, global_steps=0, noise_step=0)
-    changed = (out.samples[1].image != PICTURE).any(-1)
+    changed = (out.samples[1].image != read_picture(PICTURE)).any(-1)
     assert not changed[~around].any()
     assert changed[around & ~inside].any()
     assert np.array_equal(out.samples[1].mask.numpy(), cells)
+
+
+@pytest.mark.parametrize("mask", [np.eye(16, dtype=np.uint8), torch.eye(16, dtype=torch.uint8), np.eye(16)])
+def test_bytes_of_0_and_1_are_a_mask_and_of_up_to_255_grey_levels(mask):
+    assert torch.equal(read_mask(mask), torch.eye(16, dtype=torch.bool))
+    assert torch.equal(read_mask(mask * 255), torch.eye(16, dtype=torch.bool))
+    assert not read_mask(np.full((4, 4), 90, np.uint8)).any()
+
+
+def test_a_floating_picture_is_taken_as_its_file_will_have_it():
+    assert np.array_equal(read_picture(PICTURE), read_picture(np.rint(PICTURE * 255).astype(np.uint8)))
+
+
+class Wary:
+    """Finds the upper left quarter wrong, and the more so the brighter."""
+
+    name = "wary"
+
+    def __call__(self, images, prompts):
+        return brightness(images, prompts)
+
+    def defect_maps(self, images, prompts):
+        maps = torch.zeros(len(images), 16, 16)
+        maps[:, :8, :8] = torch.tensor(brightness(images, prompts))[:, None, None]
+        return maps
+
+
+def test_the_verifier_may_say_where_a_picture_is_to_be_repaired(tiny_pipe):
+    out = lotts.repair(
+        tiny_pipe, PICTURE, "a red cat", verifier=Wary(), source="verifier", num_refinements=1, mask_ratio=0.25,
+        num_inference_steps=4, output_type="np", generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert type(tiny_pipe.scheduler).__name__ == "DDIMScheduler"
+    quarter = torch.zeros(16, 16, dtype=torch.bool)
+    quarter[:8, :8] = True
+    assert torch.equal(out.samples[0].mask, quarter)
+    # The original, the same again for its map, and the refinement are judged; the last two are decoded.
+    assert (out.cost.verifier_calls, out.cost.vae_decodes) == (3, 2)
