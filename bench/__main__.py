@@ -21,7 +21,7 @@ HELP = """usage: python -m bench COMMAND [options]
 
 `python -m bench COMMAND --help` tells the options of one. Exit status: 0 all right, 1 a check failed, 2 it cannot run here.
 
-Experiments on the embedded pipeline are modules of their own: python -m bench.localization, python -m bench.refinement;
+Experiments on the embedded pipeline are modules of their own: python -m bench.localization, bench.refinement, bench.metrics;
 python -m bench.plots draws their figures. Small timings of each op: pytest bench --benchmark-only."""
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import shapes
-from bench.cases import AttentionCase, Case
+from bench.cases import AttentionCase, Case, RegionCase, RopeCase
 from bench.latent_cases import NoiseCase
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,6 +30,10 @@ def case_of(op: str, model: str) -> Case:
     if isinstance(case, AttentionCase):
         smaller = dataclasses.replace(case, rows=1024, dtype=torch.float32)
         return dataclasses.replace(smaller, text=64, heads=4) if case.joint else smaller
+    if isinstance(case, RegionCase):
+        return dataclasses.replace(case, rows=512, stored=512, heads=4, dtype=torch.float32)
+    if isinstance(case, RopeCase):
+        return dataclasses.replace(case, rows=1024, places=1024, text=64, heads=4, dtype=torch.float32)
     return case if isinstance(case, NoiseCase) else dataclasses.replace(case, dtype=torch.float32)
 
 

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from bench.conftest import DEVICE, IMPL, case_of
 
 ATTENTION = [("contrast_attention", "SDXL"), ("propagate_attention", "SDXL"), ("propagate_attention", "FLUX")]
+SPARSE = [("region_attention", "FLUX"), ("norm_rope", "FLUX")]
 LATENTS = [(op, "SDXL") for op in ("inject_noise", "blend_step", "philox_normal")]
 
 
-@pytest.fixture(params=ATTENTION + LATENTS, ids=" ".join)
+@pytest.fixture(params=ATTENTION + SPARSE + LATENTS, ids=" ".join)
 def case(request, benchmark):
     benchmark.group = " ".join(request.param)
     return case_of(*request.param)

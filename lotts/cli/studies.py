@@ -68,7 +68,9 @@ def add_commands(commands: Any) -> None:
     _add_study(ablate)
     add(ablate, "--method", str, "lotts", "M", "lotts or lotts_chain, options in brackets")
     ablate.add_argument(
-        "--known-masks", action="store_true", help="also the foreground and the true defects, which the checker knows"
+        "--known-masks",
+        action="store_true",
+        help="also the verifier's own mask, the foreground and the true defects, which the checker knows",
     )
 
     sweep = commands.add_parser("sweep", help="vary a method's settings", epilog=SWEEP, **STYLE)

@@ -1,4 +1,4 @@
-"""CLIPScore (Hessel et al. 2021, arXiv 2104.08718) on the scale of torchmetrics: 100 times the cosine, at least 0."""
+"""CLIPScore (Hessel et al. 2021, arXiv 2104.08718) on the scale of torchmetrics: 100 times the cosine, at least 0 for each picture."""
 
 from __future__ import annotations
 
