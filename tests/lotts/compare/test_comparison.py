@@ -4,56 +4,17 @@ import csv
 import io
 import json
 import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from studying import PROMPTS, VARIANTS, study
 
-from lotts import models, search, verifiers
-from lotts.compare import Study, Variant, compare
-from lotts.compare.records import leaders, sweep_up
+from lotts import search, verifiers
+from lotts.compare import Variant, compare
+from lotts.compare.records import leaders
 from lotts.output import Sample
-from lotts.prompts import Prompt
 
-SETTINGS = {"num_inference_steps": 3, "guidance_scale": 2.0}
-PROMPTS = [Prompt("a red cat", "cats"), Prompt("a blue dog", "dogs")]
-VARIANTS = [Variant.parse("best_of_n"), Variant.parse("lotts(num_refinements=1, global_steps=1)")]
-
-
-@pytest.fixture(autouse=True)
-def tiny(tiny_pipe, monkeypatch):
-    """The tiny pipeline under every name, and two verifiers: "bright" and "red"."""
-    monkeypatch.setattr(models, "load_pipeline", lambda name, device=None, dtype=None: tiny_pipe)
-    for name, judge in {
-        "bright": lambda images, prompts: [float(image.mean()) for image in images],
-        "red": lambda images, prompts: [float(image[..., 0].mean()) for image in images],
-        "green": lambda images, prompts: [float(image[..., 1].mean()) for image in images],
-    }.items():
-        monkeypatch.setitem(verifiers.REGISTRY, name, lambda judge=judge: judge)
-    return tiny_pipe
-
-
-def study(**changes):
-    known = {
-        "prompts": PROMPTS, "variants": VARIANTS, "budgets": ["samples=2"], "seeds": 2, "model": "tiny",
-        "verifier": "bright", "metrics": ["red"], "settings": SETTINGS,
-    }  # fmt: skip
-    return Study(**known | changes)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return tmp_path_factory.mktemp("whole")
-
-
-@pytest.fixture
-def finished(whole):
-    """A comparison that nothing interrupted; made once."""
-    if not (whole / "table.csv").exists():
-        compare(study(), whole)
-    return whole
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def rows(out):
@@ -262,51 +223,3 @@ def test_what_a_search_would_have_returned():
         {"samples": 4, "nfe": 15, "sample": 3},
     ]
     assert [point["sample"] for point in leaders(samples, False)] == [0, 2, 3]
-
-
-@pytest.mark.parametrize("harm", ["picture", "record"])
-def test_an_item_that_was_cut_short_is_made_again(finished, tmp_path, harm):
-    """As after a power cut: a record that ends within a letter, or a picture that ends early beside a whole record."""
-    shutil.copytree(finished, tmp_path / "out")
-    record = min((tmp_path / "out").glob("items/lotts/*/item.json"))
-    if harm == "record":
-        record.write_bytes('{"prompt": "caf\u00e9'.encode()[:-1])
-    else:
-        picture = min(record.parent.glob("*.png"))
-        picture.write_bytes(picture.read_bytes()[:40])
-    metrics = ["red", "green"]  # one more, for which pictures are read
-    outcome = compare(study(metrics=metrics), tmp_path / "out")
-    assert outcome.failed == 0
-    fresh = compare(study(metrics=metrics), tmp_path / "fresh")
-    assert (tmp_path / "out" / "table.csv").read_bytes() == (tmp_path / "fresh" / "table.csv").read_bytes()
-    assert (outcome.made, fresh.made) == (8, 8)
-
-
-def test_leftovers_that_are_finished_meanwhile_are_no_error(tmp_path, monkeypatch):
-    left = tmp_path / "items" / "lotts" / ".unfinished-x"
-    left.mkdir(parents=True)
-    glob = Path.glob
-
-    def listed_and_gone(self, pattern):
-        found = list(glob(self, pattern))
-        if left.exists():
-            left.rename(left.with_name("whole"))
-        return found
-
-    monkeypatch.setattr(Path, "glob", listed_and_gone)
-    sweep_up(tmp_path)
-    assert left.with_name("whole").exists()
-
-
-def test_a_study_has_one_precision_wherever_it_goes_on(monkeypatch):
-    assert study().dtype == "fp32"
-    monkeypatch.setattr(models, "check_device", lambda device: torch.device("cuda"))
-    assert study(model="owner/name").dtype == "fp16"
-    assert study(model="shapes-sd").dtype == "fp32"
-    assert study(model="owner/name", dtype="bf16").dtype == "bf16"
-
-
-def test_workers_are_checked_before_the_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "load_pipeline", lambda *args, **kwargs: pytest.fail("loaded the model"))
-    with pytest.raises(ValueError, match="workers from 1 up, got -1"):
-        compare(study(), tmp_path, workers=-1)
