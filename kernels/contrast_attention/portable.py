@@ -72,7 +72,7 @@ def _token_mass(query: Tensor, key: Tensor, weight: Tensor, key_mask: Tensor | N
             scores[..., length:] = -torch.inf
         probabilities = torch.softmax(scores, dim=-1)
         if hidden is not None:
-            probabilities.masked_fill_(hidden[sample], 0.0)  # a row with nothing to see is NaN before
+            probabilities = probabilities.masked_fill(hidden[sample], 0.0)  # a row with nothing to see is NaN before
         # linear, not matmul: with few columns, weights laid out along the tokens are several times faster.
         return F.linear(probabilities, weights[sample])
 

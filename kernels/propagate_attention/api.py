@@ -57,7 +57,8 @@ def propagate_attention(
     Returns:
         The output [B, H, N, Dv] in the dtype of ``value``, and maps [B, H, N, C + G] in float32. The first C columns lie
         within the range of their column. Then comes, for each probe group, the mass that a row would give to the group
-        if it saw the group and the context alone, in [0, 1] and accurate relative to its size; 0 in probe rows.
+        if it saw the group and the context alone, in [0, 1] and accurate relative to its size; 0 in probe rows, and 1 where
+        the row's attention to the context is 0 in float32.
         float64 queries take float64 columns and return float64 maps.
 
         With ``"portable"`` the output is a view of a wider tensor. Zero padding adds nothing to a score, and on the

@@ -70,6 +70,8 @@ def _joint_attention(
             *wide, wide[1][..., :1], without_probes(marks).expand(query.shape[0], -1, -1, -1), seen, scale
         )[1]
     context_sum = shares[..., 0].log() - shares[..., 1].log() + _log_sum(main_query, key, anchor, key_mask, scale)
+    # A row that gives the context nothing has no other rival to a group.
+    context_sum = context_sum.masked_fill(shares[..., 0] == 0, -torch.inf)
 
     out = query.new_empty((*query.shape[:-1], value.shape[-1]))
     maps = columns.new_zeros((*query.shape[:-1], count + len(probes.sizes)))
@@ -77,7 +79,8 @@ def _joint_attention(
         whole[:, :, : probes.start] = main[:, :, : probes.start]
         whole[:, :, probes.stop :] = main[:, :, probes.start :]
     for index, group in enumerate(probes.groups()):
-        mass = torch.sigmoid(_log_sum(main_query, key, group, key_mask, scale) - context_sum)
+        group_sum = _log_sum(main_query, key, group, key_mask, scale)
+        mass = torch.sigmoid(group_sum - context_sum).masked_fill(group_sum == -torch.inf, 0.0)
         maps[:, :, : probes.start, count + index] = mass[..., : probes.start]
         maps[:, :, probes.stop :, count + index] = mass[..., probes.start :]
         out[:, :, group], maps[:, :, group, :count] = _attention(

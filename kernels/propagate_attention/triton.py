@@ -7,7 +7,7 @@ the denominator sums the very probabilities that weigh the columns, a constant c
 
 In the joint form the sequence holds main tokens and, in one gap among them, groups of probe tokens. Main tokens attend to
 main tokens as if there were no gap; a group attends to itself and to the context (the image). Keys are counted without the
-gap, so tiles, and with them the main tokens' results, are the same with probes and without.
+gap, so in tiles of one size the main tokens' results are the same with probes and without, bit for bit.
 """
 
 import functools
@@ -103,14 +103,14 @@ def propagate_attention_kernel(
 
     for i_g in tl.static_range(GROUPS):
         # What a main row would give to this group, were its only rival the context: a ratio of two sums of exponentials,
-        # taken in the log domain, so that it is exact however small.
+        # taken in the log domain, so that it is exact however small. (The context's own sum is one below the row's maximum.)
         group_start, group_stop = tl.load(bounds + i_g), tl.load(bounds + i_g + 1)
         b_top, b_group = group_sum(
-            b_q, m_n, k, stride_km, group_start, group_stop, score_scale,
-            D, BLOCK_D, CHUNK_D, PRECISION, BLOCK_N, BLOCK_M,
+            b_q, m_n, k, key_mask, stride_km, group_start, group_stop, score_scale,
+            HAS_MASK, D, BLOCK_D, CHUNK_D, PRECISION, BLOCK_N, BLOCK_M,
         )  # fmt: skip
         b_rival = b_max + tl.math.log2(b_seen) - b_top - tl.math.log2(b_group)
-        b_mass = tl.where(is_main, 1.0 / (1.0 + tl.math.exp2(b_rival)), 0.0)
+        b_mass = tl.where(is_main & (b_group > 0.0), 1.0 / (1.0 + tl.math.exp2(b_rival)), 0.0)
         b_maps = tl.where((o_c == C + i_g)[None, :], b_mass[:, None], b_maps)
 
     p_maps = maps + i_b * stride_pb + i_h * stride_ph + o_row[:, None] * stride_pn + o_c[None, :]
@@ -182,11 +182,14 @@ def attend(
 
 @triton.jit
 def group_sum(
-    b_q, m_n, k, stride_km, start, stop, score_scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
+    b_q, m_n, k, key_mask, stride_km, start, stop, score_scale,
+    HAS_MASK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Maximum [BLOCK_N] of the scores of keys ``start`` to ``stop``, and the sum of their exponentials below it."""
+    """Maximum [BLOCK_N] of the scores of keys ``start`` to ``stop`` that are not hidden, and the sum of their exponentials below it.
+
+    Of no key: 0 and 0.
+    """
     o_m = tl.arange(0, BLOCK_M)
     b_max = tl.full([BLOCK_N], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_N], tl.float32)
@@ -196,10 +199,12 @@ def group_sum(
         # [BLOCK_N, BLOCK_M]
         p_k = k + o_at.to(tl.int64)[:, None] * stride_km
         b_s = scores(b_q, m_n, p_k, m_m, score_scale, D, BLOCK_D, CHUNK_D, PRECISION, True)
+        if HAS_MASK:
+            m_m &= tl.load(key_mask + o_at, mask=m_m, other=0) != 0
         b_s = tl.where(m_m[None, :], b_s, float("-inf"))
-        b_max, b_shift, b_fade = raise_maximum(b_max, b_s, False)
+        b_max, b_shift, b_fade = raise_maximum(b_max, b_s, HAS_MASK)
         b_sum = b_sum * b_fade + tl.sum(tl.math.exp2(b_s - b_shift[:, None]), axis=1)
-    return b_max, b_sum
+    return tl.where(b_max == float("-inf"), 0.0, b_max), b_sum
 
 
 def launch(

@@ -116,11 +116,13 @@ def test_large_scores_do_not_overflow(arguments, dtype, impl):
     assert maps.max() <= 1 + 1e-6
 
 
-def test_maps_are_differentiable(arguments):
+@pytest.mark.parametrize("seen", [None, torch.arange(77).repeat(2, 1) % 3 > 0], ids=["all", "some"])
+def test_maps_are_differentiable(arguments, seen):
     args, sides = arguments(n=17)
     args[0].requires_grad_()
+    seen = None if seen is None else seen.to(DEVICE)
     gradients = [
-        torch.autograd.grad(contrast_attention(*args, **sides, impl=impl)[1].square().sum(), args[0])[0]
+        torch.autograd.grad(contrast_attention(*args, **sides, key_mask=seen, impl=impl)[1].square().sum(), args[0])[0]
         for impl in ("portable", "reference")
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

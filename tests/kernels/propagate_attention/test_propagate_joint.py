@@ -66,6 +66,29 @@ def test_a_group_that_hardly_counts_keeps_its_relative_mass(arguments, impl):
     assert (maps[:, :, 20:40, 2:] == 0).all()
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("hidden", ["some", "a group", "the context"])
+def test_hidden_probes_and_context_do_not_count(arguments, hidden, impl):
+    args = arguments(150, 150)
+    seen = torch.rand(2, 150, generator=torch.Generator().manual_seed(5)).to(DEVICE) > 0.4
+    seen[:, {"some": slice(0), "a group": slice(20, 27), "the context": slice(40, 150)}[hidden]] = False
+    out, maps = propagate_attention(*args, **JOINT[0], key_mask=seen, impl=impl)
+    truth = propagate_attention(*[a.double() for a in args], **JOINT[0], key_mask=seen, impl="reference")
+    torch.testing.assert_close(out.double(), truth[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(maps.double(), truth[1], rtol=2e-5, atol=1e-6)
+    if hidden == "a group":
+        assert (maps[..., 2] == 0).all()
+
+
+@pytest.mark.parametrize("impl", ["triton", "portable"])
+def test_where_the_context_counts_nothing_a_group_has_all(arguments, impl):
+    query, key, value, columns = arguments(150, 150)
+    key[:, :, 0] = query[:, :, 5] * 60
+    _, maps = propagate_attention(query, key, value, columns, **JOINT[0], impl=impl)
+    assert maps.isfinite().all()
+    assert (maps[:, :, 5, 2:] == 1).all()
+
+
 @pytest.mark.gpu
 def test_a_captured_graph_replays_on_new_inputs(arguments):
     query, key, value, columns = arguments(150, 150, dtype=torch.bfloat16)
