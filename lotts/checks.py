@@ -1,9 +1,11 @@
-"""Numbers as callers give them, numpy's included, checked and made plain."""
+"""What callers give, checked: numbers, numpy's included, made plain, and pictures."""
 
 from __future__ import annotations
 
 import numbers
 from typing import Any
+
+from PIL import Image
 
 
 def whole(name: str, value: Any, least: int = 0) -> int:
@@ -18,3 +20,11 @@ def real(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real):
         raise ValueError(f"expected {name} to be a number, got {value!r}")
     return float(value)
+
+
+def check_depth(image: Image.Image, what: str) -> None:
+    """ValueError for a picture of more than 8 bits a channel, which PIL would cut off at 255 rather than scale."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError(
+            f"expected {what} with 8 bits a channel, got PIL's mode {image.mode}: scale it to 0 to 255 first"
+        )

@@ -123,8 +123,11 @@ def _table(path: Path) -> Iterator[Prompt]:
     quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)
-        for row in reader:
-            yield _entry(row, f"the columns of {path}")
+        try:
+            for row in reader:
+                yield _entry(row, f"the columns of {path}")
+        except csv.Error as error:
+            raise ValueError(f"expected a table of prompts in {path}: {error}") from None
 
 
 def _entry(entry: dict[str, Any], where: str) -> Prompt:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from lotts.backbones import backbone_for
+from lotts.checks import check_depth
 from lotts.localize import quality_mask
 from lotts.offloading import frees_hooks
 from lotts.output import LoTTSOutput
@@ -184,7 +185,9 @@ def read_mask(mask: Image.Image | np.ndarray | torch.Tensor | str | Path) -> tor
 
 
 def _upright(image: Image.Image | str | Path) -> Image.Image:
-    return ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
+    opened = image if isinstance(image, Image.Image) else Image.open(image)
+    check_depth(opened, "a picture" if opened is image else str(image))
+    return ImageOps.exif_transpose(opened)
 
 
 def _region(mask: torch.Tensor, size: tuple[int, int], sides: tuple[int, int]) -> torch.Tensor:

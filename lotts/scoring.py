@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from lotts.checks import check_depth
 from lotts.verifiers import load, score
 from lotts.verifiers.base import as_picture, placed
 from lotts.verifiers.ensemble import Ensemble, Member, combine
@@ -145,13 +146,16 @@ def read_prompts(path: str | Path, images: Sequence[str | Path]) -> list[str]:
     Raises:
         ValueError: a picture has no prompt, or the lines are not as many as the pictures.
     """
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8-sig")
     if Path(path).suffix.lower() != ".json":
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
         if len(lines) != len(images):
             raise ValueError(f"expected {len(images)} lines in {path}, one a picture, got {len(lines)}")
         return lines
-    known = json.loads(text)
+    try:
+        known = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON in {path}: {error}") from None
     if not isinstance(known, dict) or not all(isinstance(prompt, str) for prompt in known.values()):
         raise ValueError(f'expected a JSON object {{"file name": "prompt"}} in {path}')
     prompts = [known.get(str(image), known.get(Path(image).name)) for image in images]
@@ -174,6 +178,8 @@ def _check(path: str | Path) -> None:
             pass
     except UnidentifiedImageError:
         raise ValueError(f"expected a picture, got {path}, which PIL cannot read") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"expected a picture that can be read, got {path}: {error}") from None
 
 
 def _scores(
@@ -194,9 +200,13 @@ def _scores(
 
 
 def _open(path: str | Path) -> Image.Image:
-    with Image.open(path) as image:
-        image.load()
-        return image
+    try:
+        with Image.open(path) as image:
+            image.load()
+            check_depth(image, str(path))
+            return image
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected a picture that can be read, got {path}: {error}") from None
 
 
 def _described(member: Member) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lotts.checks import check_depth
+
 #: A PIL image; uint8 or float in [0, 1], an array [H, W, 3] or a tensor [3, H, W]; or the path of a file.
 Picture: TypeAlias = Image.Image | np.ndarray | torch.Tensor | str | Path
 
@@ -26,8 +28,9 @@ def as_pixels(picture: Picture, where: str = "picture") -> np.ndarray:
     """
     if isinstance(picture, (str, Path)):
         with Image.open(picture) as file:
-            return np.asarray(file.convert("RGB"))
+            return as_pixels(file, str(picture))
     if isinstance(picture, Image.Image):
+        check_depth(picture, where)
         return np.asarray(picture.convert("RGB"))
     if isinstance(picture, torch.Tensor):
         layout, array = "a tensor [3, H, W]", _rows_last(picture.detach().cpu())

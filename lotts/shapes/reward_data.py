@@ -225,8 +225,13 @@ def misquote(picture: Picture, rng: np.random.Generator) -> Picture:
     """The same picture under a caption that is wrong about one to three objects that it shows right.
 
     A relation is turned about, two items trade places, or single items change in colour, shape or size. Where nothing
-    is right, nothing changes.
+    is right, or the caption would be one of a scene kept from training, nothing changes.
     """
+    changed = _misquoted(picture, rng)
+    return picture if changed.scene.held_out() else changed
+
+
+def _misquoted(picture: Picture, rng: np.random.Generator) -> Picture:
     able = np.flatnonzero(picture.right == 1)
     if not len(able):
         return picture

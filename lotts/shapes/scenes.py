@@ -210,6 +210,10 @@ def parse(text: str) -> Scene:
             f"expected {MIN_OBJECTS} to {MAX_OBJECTS} objects, got {len(items)} in {text!r}. {GRAMMAR_HELP}"
         )
     if kind == "free":
+        if len(items) > MAX_FREE:
+            raise ValueError(
+                f"expected at most {MAX_FREE} scattered objects, got {len(items)} in {text!r}. {GRAMMAR_HELP}"
+            )
         return Scene("free", items)
     lengths = tuple(len(row) for row in rows)
     if len(lengths) > MAX_ROWS or max(lengths) > MAX_COLUMNS:
@@ -217,6 +221,9 @@ def parse(text: str) -> Scene:
             f"expected at most {MAX_ROWS} rows of {MAX_COLUMNS}, got rows of {lengths} in {text!r}. {GRAMMAR_HELP}"
         )
     return Scene("rows", items, rows=lengths)
+
+
+_BETWEEN = r", and |, | and "
 
 
 def _split_rows(body: str) -> tuple[str, list[str]]:
@@ -228,12 +235,24 @@ def _split_rows(body: str) -> tuple[str, list[str]]:
             return "rows", [match.group(1)]
     for pattern in (r"^from top to bottom: (.+)$", r"^(.+) in a column$", r"^a column of (.+)$"):
         if match := re.match(pattern, body):
-            return "rows", re.split(r", | and ", match.group(1))
+            return "rows", re.split(_BETWEEN, match.group(1))
     body = re.sub(r"^(?:a grid: |rows: )", "", body)
     if re.search(r"\b(?:left of|right of|below|under|over)\b", body) or _is_pair_above(body):
         return "relation", []
-    rows = re.split(r"; ?| above ", body)
-    return "rows", [re.sub(r"^(?:top|middle|bottom) row:? ", "", row) for row in rows]
+    return "rows", _rows_in_order(re.split(r"; (?:and )?|;| above ", body))
+
+
+def _rows_in_order(rows: list[str]) -> list[str]:
+    """Rows without their names, from the top: by their names where they have some, else as they come."""
+    found = [re.match(r"^(?:the )?(top|middle|bottom) row:? (.+)$", row) for row in rows]
+    named = {match.group(1): match.group(2) for match in found if match}
+    if not named:
+        return rows
+    if len(named) < len(rows):
+        raise ValueError(
+            f"expected a name of its own for each row or for none, got {'; '.join(rows)!r}. {GRAMMAR_HELP}"
+        )
+    return [named[name] for name in ("top", "middle", "bottom") if name in named]
 
 
 def _is_pair_above(body: str) -> bool:
@@ -255,7 +274,7 @@ def _parse_relation(body: str, text: str) -> Scene:
 
 
 def _items(row: str, text: str) -> list[Item]:
-    return [_item(phrase, text) for phrase in re.split(r", and |, | and ", row.strip())]
+    return [_item(phrase, text) for phrase in re.split(_BETWEEN, row.strip())]
 
 
 def _item(phrase: str, text: str) -> Item:

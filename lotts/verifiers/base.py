@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lotts.checks import check_depth
 from lotts.models import DTYPES
 
 V = TypeVar("V", bound="Verifier")
@@ -144,10 +145,15 @@ class Verifier(ABC):
             batch = slice(start, start + size)
             entries = [cache[prompt] for prompt in prompts[batch]]
             try:
-                scores[batch] = self.forward(prepared(batch), entries).float().cpu()
+                found = self.forward(prepared(batch), entries).float().cpu()
             except Unjudged as failure:
                 index = start + failure.position
                 raise Unjudged(index, f"{self.name} picture {index} ({prompts[index]!r}): {failure.reason}") from None
+            if found.shape != (len(entries),):
+                raise ValueError(
+                    f"expected forward of {self.name} to give [{len(entries)}] scores, got {list(found.shape)}"
+                )
+            scores[batch] = found
         check_finite(self.name, scores, prompts)
         return scores
 
@@ -212,6 +218,7 @@ def as_picture(image: Image.Image | np.ndarray, index: int = 0, mode: str | None
     stays as it is. ``index`` goes into error messages.
     """
     if isinstance(image, Image.Image):
+        check_depth(image, f"picture {index}")
         return image if mode is None else image.convert(mode)
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or not array.size or not np.issubdtype(array.dtype, np.floating):

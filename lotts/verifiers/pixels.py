@@ -119,10 +119,14 @@ class PixelVerifier(Verifier):
         Returns:
             float32 CPU tensor [N].
         """
+        if isinstance(prompts, str):
+            raise ValueError("expected one prompt for each image, got one string")
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or len(images) != len(prompts):
             raise ValueError(
                 f"expected float images [N, 3, H, W] and N prompts, got {images.dtype} {list(images.shape)} and {len(prompts)}"
             )
+        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(f"expected images in [0, 1], got values from {images.min():g} to {images.max():g}")
 
         def prepared(batch: slice) -> torch.Tensor:
             return self.pixels.of_tensors(images[batch]).to(self.device)

@@ -147,3 +147,34 @@ def test_a_users_error_is_one_line(folder, monkeypatch, capsys, arguments, messa
     error = capsys.readouterr().err
     assert error.startswith("lotts: error: ")
     assert any(part in error for part in message.split("|"))
+
+
+def test_deep_and_broken_pictures_are_named(folder):
+    Image.new("I;16", (8, 6), 40_000).save(folder / "deep.png")
+    whole = (folder / "a.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[:-30])
+    for name, words in (("deep.png", "8 bits a channel"), ("cut.png", "can be read")):
+        with pytest.raises(ValueError, match=words) as told:
+            scoring.score_files([folder / name], ["a"], "red", device="cpu")
+        assert name in str(told.value)
+        assert words in str(told.value)
+
+
+def test_files_of_prompts_may_begin_with_a_mark_and_hold_any_separator(tmp_path):
+    pictures = ["a.png", "b.png"]
+    (tmp_path / "p.txt").write_text("\ufeffa red cat\na\u2028dog\n", encoding="utf-8")
+    assert scoring.read_prompts(tmp_path / "p.txt", pictures) == ["a red cat", "a\u2028dog"]
+    (tmp_path / "p.json").write_text("\ufeff" + json.dumps({"a.png": "cat", "b.png": "dog"}), encoding="utf-8")
+    assert scoring.read_prompts(tmp_path / "p.json", pictures) == ["cat", "dog"]
+    (tmp_path / "p.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"p\.json"):
+        scoring.read_prompts(tmp_path / "p.json", pictures)
+
+
+def test_a_verifier_of_the_wrong_shape_is_refused(folder):
+    class Careless(Dark):
+        def forward(self, tensors, cache):
+            return tensors.mean()
+
+    with pytest.raises(ValueError, match=r"forward of dark to give \[3\] scores, got \[\]"):
+        Careless()([Image.open(path) for path in scoring.files_of([folder])], ["a"] * 3)

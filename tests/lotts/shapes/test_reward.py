@@ -92,6 +92,7 @@ def test_no_picture_becomes_one_of_a_scene_kept_from_training():
     rng = np.random.default_rng(0)
     made = [sample_picture(rng) for _ in range(60)]
     assert not any(mirror(picture).scene.held_out() for picture in made)
+    assert not any(misquote(picture, rng).scene.held_out() for picture in made for _ in range(5))
     assert 0 < sum(mirror(picture) is picture for picture in made) < 15
 
 

@@ -36,6 +36,38 @@ def test_parse_reads_every_caption(seed, count):
         assert parse(caption(scene, rng)) == scene
 
 
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("top row: a red ring; bottom row: a blue star", [["ring"], ["star"]]),
+        ("bottom row: a red ring; top row: a blue star", [["star"], ["ring"]]),
+        (
+            "the middle row: a red ring; the top row: a blue star; bottom row: a pink cross",
+            [["star"], ["ring"], ["cross"]],
+        ),
+        ("from top to bottom: a red ring, a blue star, and a pink cross", [["ring"], ["star"], ["cross"]]),
+        ("a red ring, a blue star; and a pink cross", [["ring", "star"], ["cross"]]),
+    ],
+)
+def test_rows_are_where_their_names_say(text, rows):
+    scene = parse(text)
+    assert scene.rows == tuple(map(len, rows))
+    assert [item.shape for item in scene.items] == [shape for row in rows for shape in row]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "top row: a red ring; a blue star",
+        "top row: a red ring; top row: a blue star",
+        "scattered: " + "a red ring, " * 8 + "a pink cross",
+    ],
+)
+def test_rows_half_named_and_crowds_without_order_are_refused(text):
+    with pytest.raises(ValueError, match=r"name of its own|at most 8 scattered"):
+        parse(text)
+
+
 @settings(max_examples=50, deadline=None)
 @given(seeds, st.sampled_from(list(QUALITY_PREFIX)))
 def test_quality_templates_change_nothing(seed, quality):

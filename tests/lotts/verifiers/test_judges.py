@@ -268,3 +268,7 @@ def test_tensors_take_their_own_path_and_only_when_asked(verifier_of, name):
         verifier.score(tensors, ["a red cat"] * 3)
     with pytest.raises(ValueError, match=r"expected float images \[N, 3, H, W\]"):
         verifier.score_tensors(tensors.byte(), ["a red cat"] * 3)
+    with pytest.raises(ValueError, match="one prompt for each"):
+        verifier.score_tensors(tensors, "cat")
+    with pytest.raises(ValueError, match=r"images in \[0, 1\]"):
+        verifier.score_tensors(tensors * 255, ["a red cat"] * 3)
