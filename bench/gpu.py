@@ -23,7 +23,7 @@ import torch
 
 from bench import resources, shapes, targets
 from bench.cases import AttentionCase, Call, Case
-from bench.record import environment, write_json
+from bench.record import environment, told, write_json
 from bench.timing import GpuTimer, percentiles
 from lotts.kernels.launch import architecture
 
@@ -87,7 +87,7 @@ def runnable(calls: dict[str, Call], timer: GpuTimer) -> tuple[dict[str, int], d
         except Exception as error:  # out of memory, no such backend, a compiler's own kinds: all are findings
             if name == "ours":
                 raise
-            skipped[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            skipped[name] = f"{type(error).__name__}: {told(error)}"
         if name in skipped:
             torch.cuda.empty_cache()
     return extra, skipped
@@ -123,9 +123,13 @@ def kept(out: Path, now: dict[str, Any], ops: list[str]) -> list[dict[str, Any]]
     if not out.exists():
         return []
     before = json.loads(out.read_text(encoding="utf-8"))
-    # Without git nobody knows whether the trees are the same.
+    # Without git, or with changes that are not committed, nobody knows whether the trees are the same.
     keys = ("commit", "dirty", "gpu", "driver", "versions")
-    same = now["commit"] is not None and all(before["environment"].get(key) == now.get(key) for key in keys)
+    same = (
+        now["commit"] is not None
+        and not now["dirty"]
+        and all(before["environment"].get(key) == now.get(key) for key in keys)
+    )
     return [case for case in before["cases"] if same and case["op"] not in ops]
 
 

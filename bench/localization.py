@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 
 from bench import embedded
 from bench.localization_taps import Tap, tapped
+from bench.record import result_file, write_json
 from lotts.localize import LocalizeConfig, contrast, unit_range
 from lotts.models import GUIDANCE
 from lotts.resample import denoise, derive_seed, renoise
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--drawings", action="store_true", help="damaged drawings in place of samples")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/localization.json"))
+    parser.add_argument("--out", type=Path, help="default: bench/results/localization.json, _drawings, _sdxl or _flux")
     parser.add_argument("--processes", type=int)
     args = parser.parse_args()
     jobs = [
@@ -232,8 +232,9 @@ def main() -> None:
             name.removeprefix(AGREEMENT): row for name, row in table.items() if name.startswith(AGREEMENT)
         },
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(
+        args.out or result_file("localization_drawings" if args.drawings else "localization", args.model), report
+    )
     best = sorted(report["auc"].items(), key=lambda item: -item[1]["object_cells"])[:25]
     for name, row in [*best, *((n, table[n]) for n in ("foreground", "random"))]:
         print(f"{row['object_cells']:.3f} +- {row['standard_error']:.3f}  (all cells {row['all_cells']:.3f})  {name}")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from bench.record import write_json
 from lotts.metrics import ShapesFeatures, clip_score, damage, fid, moments_of, shapes_damage
 from lotts.shapes.draw import SIDE, draw
 from lotts.shapes.sampling import held_out_scenes, on_all_cores, sample_images
@@ -205,8 +206,7 @@ def main() -> None:
     for what in args.what:
         report[what] = work[what]()
         print(json.dumps({what: report[what]}, indent=1))
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, report)
 
 
 if __name__ == "__main__":

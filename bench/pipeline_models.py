@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lotts.capture.joint import IMAGE_TEXT, TEXT_IMAGE
+from lotts.sparse import store
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,14 @@ def needed_bytes(model: Model, device: str) -> int:
 
 
 def free_bytes(device: str) -> int:
+    found = store.free_bytes(torch.device(device))
+    if found is None:
+        raise RuntimeError("expected MemAvailable in /proc/meminfo")
+    return found
+
+
+def release(device: str) -> None:
+    """Give back what a model that is gone took."""
+    gc.collect()
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("expected MemAvailable in /proc/meminfo")
+        torch.cuda.empty_cache()

@@ -15,17 +15,16 @@ A model that does not fit is listed with what it would take.
 from __future__ import annotations
 
 import argparse
-import functools
-import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.cpu import STEPS, run_mean
-from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised
+from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised, release
 from bench.record import environment, write_json
 from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
 from bench.unet_step import sampled
@@ -56,19 +55,28 @@ class Steps:
         self.differences: dict[str, float] = {}
 
     def calls(self) -> dict[str, Callable[[], torch.Tensor]]:
-        return {"stock": self._stock, **{kind: functools.partial(self._captured, kind) for kind in STEPS}}
+        return {"stock": self._stock, **dict.fromkeys(STEPS, self._step)}
 
     def _stock(self) -> torch.Tensor:
-        self.stock = self.network(**self.inputs, return_dict=False)[0]
+        self.stock = self._step()
         return self.stock
 
-    def _captured(self, kind: str) -> torch.Tensor:
+    def _step(self) -> torch.Tensor:
+        return self.network(**self.inputs, return_dict=False)[0]
+
+    @contextmanager
+    def ready(self, kind: str) -> Iterator[None]:
+        """Context of a kind's timed steps. A run enters its capture once and projects the quality prompts in its first step."""
+        if kind == "stock":
+            yield
+            return
         self.recorder.record_cross, self.recorder.record_self = STEPS[kind]
         with self.recorder:
-            output = self.network(**self.inputs, return_dict=False)[0]
-        if self.stock is not None:
-            self.differences[kind] = (output - self.stock).abs().max().item()
-        return output
+            first = self._step()
+            if self.stock is not None:
+                self.differences[kind] = (first - self.stock).abs().max().item()
+            del first
+            yield
 
 
 def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any]:
@@ -79,11 +87,12 @@ def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any
     peaks: dict[str, list[int]] = {kind: [] for kind in calls}
     timer = GpuTimer() if device == "cuda" else None
     for i_round, kind in rounds_of(list(calls), rounds + 1):
-        if timer is None:
-            _, sample = sampled(calls[kind])
-            took, peak = sample.seconds, sample.peak_bytes
-        else:
-            took, peak = timer.device_seconds(calls[kind]), timer.extra_bytes(calls[kind])
+        with steps.ready(kind):
+            if timer is None:
+                _, sample = sampled(calls[kind])
+                took, peak = sample.seconds, sample.peak_bytes
+            else:
+                took, peak = timer.device_seconds(calls[kind]), timer.extra_bytes(calls[kind])
         if i_round > 0:
             seconds[kind].append(took)
             peaks[kind].append(peak)
@@ -164,7 +173,7 @@ def main(argv: list[str]) -> int:
             entry = measured(model, arguments.side or model.side, rounds, device)
         report["models"][name] = entry
         report["judged"] = judged(report, device)
-        gc.collect()
+        release(device)
         if arguments.out:
             write_json(arguments.out, report)
     print(json.dumps(report, indent=1) if arguments.json else table(report))

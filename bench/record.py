@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("bench/results")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -23,6 +24,22 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def result_file(name: str, model: str) -> Path:
+    """Where an experiment's result on an embedded pipeline goes by default: ``name`` alone is of shapes-sd."""
+    return RESULTS / f"{name}{'' if model == 'shapes-sd' else '_' + model.removeprefix('shapes-')}.json"
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with a JSON object a line, but for a last one that was cut short; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def told(error: Exception) -> str:
+    """An error in one line: its message's last, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from bench import embedded
 from bench.localization import cells
+from bench.record import result_file, write_json
 from lotts.compare.runner import versions_of
 from lotts.localize import quality_mask, smooth
 from lotts.models import EMBEDDED, GUIDANCE
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--model", choices=list(EMBEDDED), default="shapes-sd")
     parser.add_argument("--pictures", type=Path, default=Path("runs/refinement"), help="a file a prompt; resumed")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/refinement.json"))
+    parser.add_argument("--out", type=Path, help="default: bench/results/refinement.json, _sdxl.json or _flux.json")
     parser.add_argument("--processes", type=int)
     args = parser.parse_args()
     args.pictures.mkdir(parents=True, exist_ok=True)
@@ -172,8 +172,7 @@ def main() -> None:
         "mask_ratio": RATIO,
         "by_objects": summarise(rows),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out or result_file("refinement", args.model), report)
     for arm, figures in report["by_objects"]["all"]["arms"].items():
         print(f"{arm:20s} " + "  ".join(f"{k}: {v}" for k, v in figures.items() if k != "area"))
 

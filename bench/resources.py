@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import lotts.kernels
+from bench.record import told
 from lotts.kernels.dispatch import INTERPRETED
 
 KIB = 1024
@@ -118,7 +119,7 @@ def needs(op: str, variant: Any, arch: str) -> Needs:
     try:
         compiled = variant.compile(arch)
     except Exception as error:  # the compiler raises many kinds; each is a row that fails, and the others go on
-        return Needs(variant.name, op, arch, variant.dots, error=str(error).strip().splitlines()[-1])
+        return Needs(variant.name, op, arch, variant.dots, error=told(error))
     if arch.startswith("gfx"):
         numbers = parse_amd(compiled.asm["amdgcn"], arch)
     else:

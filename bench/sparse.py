@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised
+from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised, release
 from bench.record import environment, write_json
 from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
 from bench.unet_step import sampled
@@ -221,7 +220,7 @@ def main(argv: list[str]) -> int:
             entry = measured(model, arguments.side or model.side, ratios, rounds, device)
         report["models"][name] = {"changes": changes, **entry}
         report["judged"] = [] if arguments.quick else judged(report, device)
-        gc.collect()
+        release(device)
         if arguments.out:
             write_json(arguments.out, report)
     print(json.dumps(report, indent=1) if arguments.json else table(report))

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from bench import embedded
-from bench.record import environment, write_json
+from bench.record import environment, result_file, whole_lines, write_json
 from bench.refinement import SIZE, STEPS, judge, levels, mean_and_error
+from lotts.compare.runner import versions_of
 from lotts.cost import Cost
 from lotts.localize import quality_mask
 from lotts.resample import denoise, refine
@@ -120,14 +121,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"denoising steps (default {STEPS})")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument(
-        "--rows", type=Path, help="one line a prompt; resumed (default: runs/sparse_quality/MODEL.jsonl)"
+        "--rows",
+        type=Path,
+        help="one line a prompt; resumed (default: a file in runs/sparse_quality for each model and setting)",
     )
-    parser.add_argument("--out", type=Path, default=Path("bench/results/sparse_quality.json"))
+    parser.add_argument("--out", type=Path, help="default: bench/results/sparse_quality.json, _sdxl.json or _flux.json")
     parser.add_argument("--processes", type=int)
     arguments = parser.parse_args(argv)
-    kept = arguments.rows or Path("runs/sparse_quality") / f"{arguments.model}.jsonl"
+    # The name tells the weights: other weights draw other pictures.
+    made_by = f"{versions_of(arguments.model, 'shapes')['model']}-{arguments.seed}-{arguments.steps}"
+    kept = arguments.rows or Path("runs/sparse_quality") / f"{arguments.model}-{made_by}.jsonl"
     scenes = held_out_scenes(arguments.prompts, arguments.seed)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = [row for row in whole_lines(kept) if row["index"] < arguments.prompts]
     done = {row["index"] for row in rows}
     jobs = [(i, text, arguments.seed * 20_011 + i) for i, (_, text) in enumerate(scenes) if i not in done]
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +152,7 @@ def main(argv: list[str]) -> int:
         "steps": arguments.steps,
         "arms": summarise(rows),
     }
-    write_json(arguments.out, report)
+    write_json(arguments.out or result_file("sparse_quality", arguments.model), report)
     for arm, figures in report["arms"].items():
         print(f"{arm:24s} " + "  ".join(f"{name}: {value}" for name, value in figures.items()))
     return 0

@@ -120,7 +120,8 @@ def using(row: str, config: Config) -> Iterator[None]:
 def spills(job: tuple[str, str, int, int, Config, str]) -> str | None:
     """Why a candidate must not ship, from its machine code: it does not compile, spills or does not fit."""
     op, row, bits, head_dim, config, arch = job
-    lower = max((bound for bound in (0, 64, 128, 256) if bound < head_dim), default=-1)
+    # What lies above the next narrower row is this row's to serve.
+    lower = max((group.head_dim for group in groups(op) if group.row == row and group.head_dim < head_dim), default=-1)
     with using(row, config):
         for variant in resources.variants(op):
             if variant.op == row and variant.bits == bits and lower < variant.head_dim <= head_dim:
@@ -231,7 +232,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--bits", nargs="+", type=int, choices=(16, 32), default=(16, 32), help="of an element")
     parser.add_argument("--head-dim", nargs="+", type=int, choices=(64, 128, 256), help="bounds of attention's rows")
     parser.add_argument("--jobs", type=int, help="processes that compile candidates (default: one a core)")
-    parser.add_argument("--out", type=Path, default=launch.TABLE, help="default: the table that ships")
+    parser.add_argument(
+        "--out", type=Path, default=launch.TABLE, help="default: the table that ships; other rows of the file are kept"
+    )
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("tune: no GPU that torch can use", file=sys.stderr)
@@ -241,7 +244,8 @@ def main(argv: list[str]) -> int:
         print(f"tune: knows {', '.join(resources.CHIPS)}, and this GPU is {arch}", file=sys.stderr)
         return 2
     timer = GpuTimer()
-    table = json.loads(launch.TABLE.read_text(encoding="utf-8"))
+    begun = arguments.out if arguments.out.is_file() else launch.TABLE
+    table = json.loads(begun.read_text(encoding="utf-8"))
     # Spawned, not forked: a fork of a process that uses a GPU may hang.
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
         for op in arguments.op:

@@ -50,6 +50,8 @@ SMALL = {(case.op, case.model): small(case) for case in reversed(shapes.cases())
 
 @pytest.fixture
 def on_cpu(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("kernels are interpreted where there is no GPU")
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "LEAST_ROUNDS", 1)
 
@@ -151,3 +153,5 @@ def test_other_ops_are_kept_only_from_the_same_commit(tmp_path):
     assert gpu.kept(out, facts | {"commit": "b"}, ["inject_noise"]) == []
     gpu.save(out, {"environment": facts | {"commit": None}}, [BLEND])
     assert gpu.kept(out, facts | {"commit": None}, ["inject_noise"]) == []
+    gpu.save(out, {"environment": facts | {"dirty": True}}, [BLEND])
+    assert gpu.kept(out, facts | {"dirty": True}, ["inject_noise"]) == []  # twice changed need not be twice the same

@@ -121,3 +121,19 @@ def test_results_are_compared_before_a_candidate_counts(group, monkeypatch):
     config = launch.config("inject_noise", "sm_90", 16)
     monkeypatch.setattr(type(group.cases[0]), "ours", lambda case, inputs, impl: inputs["background"].unsqueeze(1))
     assert "FAILS" in tune.wrong(group, config, inputs)
+
+
+def test_every_row_has_a_kernel_whose_candidates_are_compiled(monkeypatch):
+    compiled = []
+
+    class Sound:
+        def faults(self):
+            return []
+
+    monkeypatch.setattr(tune.resources, "needs", lambda op, variant, arch: compiled.append(variant.name) or Sound())
+    rows = [group for op in ("norm_rope", "region_attention", "propagate_attention") for group in tune.groups(op)]
+    for group in rows:
+        compiled.clear()
+        config = launch.config(group.row, "sm_90", group.bits, group.head_dim, group.keys)
+        assert tune.spills((group.op, group.row, group.bits, group.head_dim, config, "sm_90")) is None
+        assert compiled, group.row

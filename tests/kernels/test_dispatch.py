@@ -9,7 +9,8 @@ from lotts.kernels import available_implementations, contrast_attention
 from lotts.kernels.dispatch import default_implementation
 from lotts.kernels.launch import config
 
-OPS = ["contrast_attention", "propagate_attention", "inject_noise", "philox_normal", "blend_step"]
+ATTENTION = ["contrast_attention", "propagate_attention", "region_attention"]
+OPS = [*ATTENTION, "norm_rope", "inject_noise", "philox_normal", "blend_step"]
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -61,7 +62,7 @@ def test_without_the_interpreter_the_cpu_has_no_kernels():
 @pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("head_dim", [40, 64, 80, 128, 160])
 def test_every_shape_has_a_launch_configuration_on_every_chip(op, arch, bits, head_dim):
-    sizes = (head_dim, 4608) if "attention" in op else ()
+    sizes = (head_dim, 4608) if op in ATTENTION else (head_dim,) if op == "norm_rope" else ()
     if op == "philox_normal":
         bits = 32
     assert all(size & (size - 1) == 0 for name, size in config(op, arch, bits, *sizes).items() if "BLOCK" in name)

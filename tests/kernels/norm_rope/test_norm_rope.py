@@ -127,15 +127,19 @@ def test_the_op_keeps_its_contract_with_torch(arguments):
 
 
 @pytest.mark.parametrize("config", [{"BLOCK_N": 1}, {"BLOCK_N": 128}], ids=str)
-def test_results_repeat_bit_for_bit_whatever_the_block_size(arguments, config):
+def test_results_hold_for_every_block_size(arguments, config):
     from lotts.kernels.norm_rope.parts import Norm
     from lotts.kernels.norm_rope.triton import launch
 
     tensors, given = arguments(rows=2, count=19)
-    out = torch.empty_like(tensors[0])
     places, *norm = given.values()
-    launch(*tensors, places, Norm(*norm), out, config)
-    assert torch.equal(out, norm_rope(*tensors, **given, impl="triton"))
+    runs = [torch.empty_like(tensors[0]) for _ in range(2)]
+    for out in runs:
+        launch(*tensors, places, Norm(*norm), out, config)
+    assert torch.equal(*runs)
+    # On a GPU a sum's order goes with the block's layout.
+    close = {"rtol": 0, "atol": 0} if DEVICE == "cpu" else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(runs[0], norm_rope(*tensors, **given, impl="triton"), **close)
 
 
 @pytest.mark.parametrize("impl", ["triton", "portable"])
