@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -118,7 +119,8 @@ def fit(
     """Train ``model`` in place and return it holding its averaged (EMA) weights.
 
     ``folder`` gets ``state.pt`` (written aside and renamed; a later call resumes from it), ``log.jsonl`` and, from
-    ``preview(averaged model, path)``, a picture every ``preview_every`` images.
+    ``preview(averaged model, path)``, a picture every ``preview_every`` images. A resumed run ends with the weights of one that
+    never stopped where ``loss`` draws by the generators it is given alone; a loss that keeps a pool of pictures fills it anew.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -148,6 +150,11 @@ def fit(
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").replace(state_file)
 
+    if worker.rank == 0 and seen >= recipe.images:
+        print(
+            f"{folder}: finished, with {seen} pictures; more take a larger --images, another run another --runs",
+            file=sys.stderr,
+        )
     model.train()
     noise = torch.Generator(worker.device)
     bar = tqdm(
@@ -194,6 +201,11 @@ def fit(
     for parameter, mean in zip(parameters, average, strict=True):
         parameter.data.copy_(mean)
     return model.eval()
+
+
+def run_of(name: str, onward: bool) -> str:
+    """The folder of a run: one that goes onward from shipped weights has one of its own."""
+    return f"{name}-onward" if onward else name
 
 
 def averaged(model: nn.Module, folder: Path) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lotts.files import whole_folder
 from lotts.shapes.reward_queries import GRID, QUERY_FEATURES, Queries
 from lotts.shapes.scenes import COLOURS, SHAPES, SIZES
 
@@ -154,12 +155,11 @@ def save(model: RewardModel, folder: Path = FOLDER) -> None:
     """Write ``config.json`` and ``model.safetensors`` (fp16)."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     config = {"version": VERSION, **asdict(model.config)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
-    )
+    tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    with whole_folder(folder) as fresh:
+        (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, fresh / "model.safetensors")
 
 
 def load(folder: Path = FOLDER) -> RewardModel:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from lotts.models import GUIDANCE, load_pipeline, weights_digest
 from lotts.shapes.checker import check
 from lotts.shapes.draw import Placed
 from lotts.shapes.loop import autocast
@@ -22,20 +23,23 @@ _SHARD = 64
 SHARES = {"shapes-sd": 1.0, "shapes-flux": 0.375}
 
 
-def draw_samples(runs: Path, count: int, processes: int | None = None) -> Path:
-    """Samples on training prompts, ``count`` of ``shapes-sd``, drawn once and kept in ``runs``; the folder of the .npz files."""
-    folder = runs / "generated"
+def draw_samples(runs: Path, count: int, processes: int | None = None) -> list[Path]:
+    """Samples on training prompts, ``count`` of ``shapes-sd``, drawn once and kept in ``runs``; the .npz files they are in.
+
+    A file's name tells the weights that drew it.
+    """
+    folder, files = runs / "generated", list[Path]()
     folder.mkdir(parents=True, exist_ok=True)
     for number, (model, share) in enumerate(SHARES.items()):
-        shards = [(folder / f"{model}-{i:04d}.npz", [17, i, number]) for i in range(-(-int(share * count) // _SHARD))]
+        name = f"{model}-{(weights_digest(model) or '')[:8]}"
+        shards = [(folder / f"{name}-{i:04d}.npz", [17, i, number]) for i in range(-(-int(share * count) // _SHARD))]
         missing = [shard for shard in shards if not shard[0].exists()]
         on_all_cores(functools.partial(_draw_shards, model=model), missing, chunk=1, processes=processes)
-    return folder
+        files += [path for path, _ in shards]
+    return files
 
 
 def _draw_shards(shards: list[tuple[Path, list[int]]], model: str) -> list[Path]:
-    from lotts.models import GUIDANCE, load_pipeline
-
     pipe = load_pipeline(model)
     for path, seed in shards:
         rng = np.random.default_rng(seed)
@@ -65,22 +69,15 @@ def judged(image: np.ndarray, text: str) -> Picture:
     return Picture(image, scene, right, int(verdict.extras == 0), seen, placed, cells, exact=True)
 
 
-def samples(folder: Path, seed: int) -> Iterator[Picture]:
-    """Generated samples without end, in a shuffled order. ``folder`` holds .npz files of ``images`` and ``captions``.
-
-    Raises:
-        FileNotFoundError: no .npz file in ``folder``.
-    """
-    files = sorted(folder.glob("*.npz"))
-    if not files:
-        raise FileNotFoundError(f"expected .npz files with images and captions in {folder}, found none")
+def samples(files: Sequence[Path], *seed: int) -> Iterator[Picture]:
+    """Generated samples without end, in an order of ``seed``, from .npz files of ``images`` and ``captions``."""
     pairs: list[tuple[np.ndarray, str]] = []
     for file in files:
         with np.load(file) as data:
             pairs += zip(data["images"], map(str, data["captions"]), strict=True)
     known: dict[int, Picture] = {}  # the checker takes as long as a training step
     for turn in itertools.count():
-        for index in np.random.default_rng([seed, turn]).permutation(len(pairs)).tolist():
+        for index in np.random.default_rng([*seed, turn]).permutation(len(pairs)).tolist():
             if index not in known:
                 known[index] = judged(*pairs[index])
             yield known[index]

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--onward",
         action="store_true",
-        help=f"{', '.join(FAMILIES)}, verifier: start from the model's own weights in the package",
+        help=f"{', '.join(FAMILIES)}, verifier: start from the model's own weights in the package, in a run of its own",
     )
     parser.add_argument(
         "--export-only", action="store_true", help="write the weights of the newest checkpoint and stop"
@@ -49,16 +49,16 @@ def main(argv: list[str] | None = None) -> None:
         if model in _VAES:
             export_vae(_VAES[model], runs)
         elif model in FAMILIES:
-            export_denoiser(model, runs)
+            export_denoiser(model, runs, args.onward)
         else:
-            export_reward(runs)
+            export_reward(runs, args.onward)
     elif model in _VAES:
         launch(train_vae, _VAES[model], runs, args.images or VAE_IMAGES[_VAES[model]], **common)
     elif model in FAMILIES:
         _prepare(model, runs, common)
         launch(train_denoiser, model, runs, args.images or FAMILIES[model].images, args.onward, **common)
     else:
-        samples = draw_samples(runs, args.samples, args.processes) if args.samples else None
+        samples = draw_samples(runs, args.samples, args.processes) if args.samples else []
         launch(train_reward, runs, args.images or VERIFIER_IMAGES, samples, args.onward, **common)
 
 

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lotts.files import whole_folder
 from lotts.models import GUIDANCE
 from lotts.shapes.draw import SIDE, draw
 from lotts.shapes.families import FAMILIES, Family
 from lotts.shapes.grounding import owners_of
-from lotts.shapes.loop import Recipe, Worker, autocast, averaged, fit
+from lotts.shapes.loop import Recipe, Worker, autocast, averaged, fit, run_of
 from lotts.shapes.sampling import sample_images
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, QUALITY_PREFIX, Scene, caption, sample_scene
 from lotts.shapes.train_vae import contact_sheet, pixels
@@ -141,16 +142,17 @@ def train_denoiser(
         contact_sheet(np.stack(images), 6).save(path)
 
     recipe = Recipe(images=images, **common)
-    fit(worker, family, loss(shrink=1), recipe, runs / name, preview=preview, preview_every=25_000)
+    fit(worker, family, loss(shrink=1), recipe, runs / run_of(name, onward), preview=preview, preview_every=25_000)
     if worker.rank == 0:
-        export_denoiser(name, runs, weights)
+        export_denoiser(name, runs, onward, weights)
 
 
-def export_denoiser(name: str, runs: Path, weights: Path = WEIGHTS) -> None:
+def export_denoiser(name: str, runs: Path, onward: bool = False, weights: Path = WEIGHTS) -> None:
     """Write the newest checkpoint's averaged parts as a folder that ``from_pretrained`` reads."""
     from diffusers import AutoencoderKL
 
-    family: Any = averaged(FAMILIES[name](weights / name, weights / "sd"), runs / name)
+    family: Any = averaged(FAMILIES[name](weights / name, weights / "sd"), runs / run_of(name, onward))
     vae = AutoencoderKL.from_pretrained(family.autoencoder_folder)
     vae.register_to_config(_name_or_path=f"shapes-{name}")  # in place of the folder on this machine
-    family.half().pipeline(vae.half()).save_pretrained(weights / name)
+    with whole_folder(weights / name) as folder:
+        family.half().pipeline(vae.half()).save_pretrained(folder)

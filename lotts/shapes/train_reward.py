@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from lotts.shapes import reward
-from lotts.shapes.loop import Recipe, Worker, averaged, fit
+from lotts.shapes.loop import Recipe, Worker, averaged, fit, run_of
 from lotts.shapes.reward import Answers, RewardModel, to_input
 from lotts.shapes.reward_data import IGNORE, Picture, mirror, misquote, sample_picture, wear
 from lotts.shapes.reward_queries import Queries
@@ -93,11 +94,11 @@ class RewardLoss(nn.Module):
     REUSE, POOL = 2, 4096
 
     def __init__(
-        self, model: RewardModel, recipe: Recipe, worker: Worker, vae=None, generated: Path | None = None
+        self, model: RewardModel, recipe: Recipe, worker: Worker, vae=None, generated: Sequence[Path] = ()
     ) -> None:
         super().__init__()
         self.model, self.vae, self.device, self.batch = model, vae, worker.device, recipe.batch_size
-        self.generated = samples(generated, worker.rank) if generated else None
+        self.generated = samples(generated, worker.seed, worker.rank) if generated else None
         self.pool: collections.deque[Picture] = collections.deque(maxlen=self.POOL)
 
     def refill(self, rng: np.random.Generator, count: int) -> None:
@@ -143,25 +144,24 @@ def autoencoder(device: torch.device | str = "cpu"):
     return AutoencoderKL.from_pretrained(VAE, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
 
 
-def train_reward(worker: Worker, runs: Path, images: int, generated: Path | None = None, onward: bool = False) -> None:
-    """Train on ``images`` pictures, ``generated`` samples among them where a folder of those is given, and export.
+def train_reward(worker: Worker, runs: Path, images: int, generated: Sequence[Path] = (), onward: bool = False) -> None:
+    """Train on ``images`` pictures, samples of the files ``generated`` among them where there are some, and export.
 
     It starts afresh, or ``onward`` from the verifier in the package.
     """
     torch.manual_seed(worker.seed)
     model = (reward.load().train() if onward else RewardModel()).to(worker.device)
     recipe = Recipe(images=images, batch_size=16, learning_rate=1.5e-3, warmup=1_500, cooldown=0.4, seed=worker.seed)
-    fit(
-        worker, model, RewardLoss(model, recipe, worker, autoencoder(worker.device), generated), recipe, runs / "reward"
-    )
+    loss = RewardLoss(model, recipe, worker, autoencoder(worker.device), generated)
+    fit(worker, model, loss, recipe, runs / run_of("reward", onward))
     if worker.rank == 0:
-        export_reward(runs)
+        export_reward(runs, onward)
 
 
-def export_reward(runs: Path, folder: Path = reward.FOLDER) -> None:
+def export_reward(runs: Path, onward: bool = False, folder: Path = reward.FOLDER) -> None:
     """Write the averaged model of the newest checkpoint to the package."""
     model = RewardModel()
-    averaged(model, runs / "reward")
+    averaged(model, runs / run_of("reward", onward))
     reward.save(model, folder)
 
 
@@ -169,9 +169,9 @@ def export_reward(runs: Path, folder: Path = reward.FOLDER) -> None:
 
 
 def evaluate_reward(
-    model: RewardModel, pictures: int = 512, seed: int = 0, vae=None, generated: Path | None = None
+    model: RewardModel, pictures: int = 512, seed: int = 0, vae=None, generated: Sequence[Path] = ()
 ) -> dict[str, float]:
-    """Measure ``model`` on held-out drawings, or on ``generated`` samples where a folder of those is given.
+    """Measure ``model`` on held-out drawings, or on samples of the files ``generated`` where there are some.
 
     Half of the drawings are misquoted; with ``vae`` each first goes through the autoencoder. Returns: ``auc`` over all
     objects, ``auc_whole`` and ``auc_misquoted`` (captions as drawn, so that faults are in the drawing, and changed);
@@ -180,14 +180,14 @@ def evaluate_reward(
     are left out.
     """
     rng = np.random.default_rng([seed, 77])
-    if generated is not None:
+    if generated:
         source = samples(generated, seed)
         made = [next(source) for _ in range(pictures)]
     else:
         made = [sample_picture(rng, held_out=True) for _ in range(pictures)]
     if vae is not None:
         made = [p for i in range(0, pictures, 32) for p in round_trip(vae, made[i : i + 32], rng, torch.device("cpu"))]
-    quoted = [misquote(p, rng) if generated is None and i % 2 else p for i, p in enumerate(made)]
+    quoted = [misquote(p, rng) if not generated and i % 2 else p for i, p in enumerate(made)]
     logits, scene_logits, scores = [], [], []
     model.eval()
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lotts.files import whole_folder
 from lotts.shapes import build, build_flux
 from lotts.shapes.draw import draw
 from lotts.shapes.loop import Recipe, Worker, averaged, fit
@@ -99,4 +100,5 @@ def export_vae(name: str, runs: Path, weights: Path = WEIGHTS) -> None:
         x = pixels([draw(sample_scene(rng), rng).image for _ in range(256)], torch.device("cpu"))
         latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(32)])
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 4))
-    vae.half().save_pretrained(weights / name / "vae")
+    with whole_folder(weights / name / "vae") as folder:
+        vae.half().save_pretrained(folder)

@@ -171,12 +171,10 @@ def test_samples_are_read_and_judged(tmp_path):
     scenes = [sample_scene(rng, 3) for _ in range(4)]
     images = np.stack([draw(scene, rng).image for scene in scenes])
     np.savez(tmp_path / "a.npz", images=images, captions=[caption(scene) for scene in scenes])
-    source = samples(tmp_path, seed=0)
+    source = samples([tmp_path / "a.npz"], 0)
     twice = [next(source) for _ in range(8)]
     assert {p.image.tobytes() for p in twice} == {image.tobytes() for image in images}
     assert np.mean([p.right.mean() for p in twice]) > 0.9
-    with pytest.raises(FileNotFoundError, match=r"expected \.npz"):
-        next(samples(tmp_path / "none", seed=0))
 
 
 # --- the model
@@ -230,7 +228,7 @@ def test_training_exports_a_model_that_loads(tmp_path):
     torch.manual_seed(0)
     model, recipe = RewardModel(), Recipe(images=8, batch_size=4, learning_rate=1e-3)
     fit(Worker(0, 1, 0, CPU), model, RewardLoss(model, recipe, Worker(0, 1, 0, CPU)), recipe, tmp_path / "reward")
-    export_reward(tmp_path, tmp_path / "weights")
+    export_reward(tmp_path, folder=tmp_path / "weights")
     loaded = load(tmp_path / "weights")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-4)
