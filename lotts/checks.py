@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -16,8 +17,8 @@ def whole(name: str, value: Any, least: int = 0) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """``value`` as a float; ValueError where it is no number."""
-    if not isinstance(value, numbers.Real):
+    """``value`` as a float; ValueError where it is no finite number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"expected {name} to be a number, got {value!r}")
     return float(value)
 

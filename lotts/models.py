@@ -42,12 +42,15 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: the embedded weights are not there.
-        ValueError: ``name``, ``device`` or ``dtype`` is none of these.
+        TypeError: the pipeline is of a class that ``LoTTS`` cannot drive; told before its weights are read.
+        ValueError: ``name``, ``device`` or ``dtype`` is none of these, or the scheduler is of a process of its own.
     """
     target = check_device(device)
     precision = check_dtype(dtype) or default_dtype(name, target)
+    place = location(name)
+    _check_class(place)
     with _quiet() if name in EMBEDDED else nullcontext():  # what comes from a hub or a large folder takes a while
-        pipe = _read(location(name), precision)
+        pipe = _read(place, precision)
     _make_restartable(pipe)
     if name in EMBEDDED and hasattr(pipe, "default_sample_size"):
         pipe.default_sample_size = SIDE // pipe.vae_scale_factor  # FLUX pipelines take it for 1024 px whatever they are
@@ -115,6 +118,18 @@ def location(name: str) -> str:
     return name
 
 
+def _check_class(location: str) -> None:
+    """TypeError for a pipeline of a class that no family drives."""
+    import diffusers
+
+    from lotts.backbones import FAMILIES
+
+    name = str(diffusers.DiffusionPipeline.load_config(location).get("_class_name"))
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type) or not {base.__name__ for base in found.__mro__} & set(FAMILIES):
+        raise TypeError(f"expected a pipeline out of {', '.join(FAMILIES)}, got {name} in {location}")
+
+
 def _read(location: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
@@ -146,6 +161,11 @@ def _make_restartable(pipe: Any) -> None:
     name, family = type(pipe.scheduler).__name__, family_of(pipe)
     if name not in family.schedulers:
         substitute = family.schedulers[0]
+        if not _same_process(name, pipe.scheduler.config, substitute):
+            raise ValueError(
+                f"expected a scheduler out of {', '.join(family.schedulers)}, got {name}: none of them makes the same of its "
+                "configuration"
+            )
         warnings.warn(
             f"{name} cannot restart in the middle of sampling: {substitute} of the same configuration takes its place",
             stacklevel=3,
@@ -153,6 +173,16 @@ def _make_restartable(pipe: Any) -> None:
         pipe.scheduler = getattr(diffusers, substitute).from_config(
             pipe.scheduler.config, **_unnamed(pipe.scheduler.config, substitute)
         )
+
+
+def _same_process(name: str, config: Any, substitute: str) -> bool:
+    """Whether a scheduler's configuration means the same noise to ``substitute``."""
+    flow = (
+        config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" or name.startswith("Flow")
+    )
+    if substitute.startswith("Flow"):
+        return bool(flow)
+    return not flow and {"beta_start", "beta_end", "beta_schedule"} <= set(config)
 
 
 def _unnamed(config: Any, substitute: str) -> dict[str, Any]:

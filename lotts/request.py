@@ -46,6 +46,7 @@ class Request:
     text: Conditioning
     cost: Cost
     meter: Meter
+    _watched: bool = False
 
     @classmethod
     def build(
@@ -55,7 +56,7 @@ class Request:
         source: MapSource,
         *,
         prompt: str,
-        negative_prompt: str,
+        negative_prompt: str | None,
         generator: torch.Generator | Sequence[torch.Generator] | None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None,
         output_type: str,
@@ -81,9 +82,14 @@ class Request:
         guidance_scale = plain["guidance_scale"]
         if guidance_scale is None:
             guidance_scale = backbone.default_guidance_scale
+        negative_prompt = "" if negative_prompt is None else negative_prompt
+        if not isinstance(negative_prompt, str):
+            raise TypeError(f"expected negative_prompt as one string, got {type(negative_prompt).__name__}")
         seeds = seeds_from(generator, plain["num_candidates"])
         if localise and hasattr(source, "check"):
             source.check(backbone, prompt, steps)
+        backbone.restart(steps, 0, size)
+        backbone.forget()
         cost = Cost()
         meter = Meter(cost, backbone.device)
         with meter.stage("text"):
@@ -97,7 +103,7 @@ class Request:
             "seeds": seeds,
             "source": recorded_name(source, verifier),
         }
-        request = cls(
+        return cls(
             backbone,
             verifier,
             source,
@@ -116,8 +122,6 @@ class Request:
             cost,
             meter,
         )
-        backbone.restart(steps, 0, size)
-        return request
 
     def charge(self, samples: int, steps: int, watch: Watch | None = None, *, shown: int = 0) -> None:
         """Count a batch of samples denoised over some steps, and what finding their defects took.
@@ -152,7 +156,8 @@ class Request:
 
     def watch(self, seeds: Sequence[int]) -> Watch:
         """The map source's watch on a batch of samples, one seed each."""
-        self.cost.text_encodes += self.source.text_encodes
+        self.cost.text_encodes += 0 if self._watched else self.source.text_encodes
+        self._watched = True
         with self.meter.stage("text"):
             return self.source.watch(self.backbone, self.prompt, seeds, self.size, self.steps, self.text)
 

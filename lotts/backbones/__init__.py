@@ -42,7 +42,7 @@ def family_of(pipe: Any) -> type[Backbone]:
         alike = [pipeline for pipeline, family in FAMILIES.items() if family.denoiser == network]
         (closest,) = difflib.get_close_matches(name, alike or FAMILIES, n=1, cutoff=0.0)
         message += f": the closest is {closest}"
-        if alike:
+        if alike and FAMILIES[closest](pipe).denoises_latents():
             message += f"; {closest}.from_pipe(pipe) makes one of the components that the two share"
     raise TypeError(f"{message} (lotts.supported() lists what works)")
 
@@ -63,6 +63,11 @@ def capturable(pipe: Any) -> Backbone:
         if _denoiser(pipe) == family.denoiser:
             return family(pipe)
     if hasattr(pipe, "unet") and hasattr(pipe, "encode_prompt"):
+        if not hasattr(type(pipe), "guidance_scale"):
+            raise TypeError(
+                f"expected a pipeline that tells its guidance_scale while it runs, got {type(pipe).__name__}: which rows of its "
+                "batch are the prompt's cannot be told"
+            )
         return (StableDiffusionXL if hasattr(pipe, "text_encoder_2") else StableDiffusion)(pipe)
     return family_of(pipe)(pipe)
 

@@ -51,6 +51,7 @@ class Backbone(PromptTokens, ABC):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
+        self._embedded: dict[str, Embedding] = {}
 
     @classmethod
     def drives(cls, pipe: Any) -> bool:
@@ -69,6 +70,20 @@ class Backbone(PromptTokens, ABC):
                 f"expected a network under text alone, got one with encoder_hid_dim_type {kind!r}: no image prompt is passed "
                 "on to it. Call pipe.unload_ip_adapter() if that is where it comes from"
             )
+        if getattr(self.network, "is_cache_enabled", False):
+            raise ValueError(
+                "expected a network without a cache, got one whose steps reuse those before: what a picture is would depend on "
+                "the ones drawn before it. Call disable_cache() on the pipeline's transformer"
+            )
+        if not self.denoises_latents():
+            raise ValueError(
+                f"expected a network that takes the autoencoder's {self.pipe.vae.config.latent_channels} channels, got one with "
+                f"{self.channels}: it needs more than noise and a prompt, as inpainting, control and upscaling networks do"
+            )
+
+    def denoises_latents(self) -> bool:
+        """Whether the network takes latents and nothing beside them."""
+        return self.channels == self.pipe.vae.config.latent_channels
 
     # --- what the family is
 
@@ -115,9 +130,26 @@ class Backbone(PromptTokens, ABC):
     def embed(self, prompts: Sequence[str]) -> Embedding:
         """Embed B prompts as the pipeline does, for the positive side."""
 
+    def embed_once(self, prompt: str) -> Embedding:
+        """``embed`` of one prompt, remembered until ``forget``: text encoders that take turns with the network on a device
+        are not called back to it in the middle of a run.
+        """
+        if prompt not in self._embedded:
+            self._embedded[prompt] = self.embed([prompt])
+        return self._embedded[prompt]
+
+    def forget(self) -> None:
+        """A run begins: what was embedded before may be other encoders' by now."""
+        self._embedded = {}
+
     def conditional_rows(self, rows: int) -> slice:
-        """Which rows of the stock pipeline's batch are guided towards the prompt: the second half under guidance."""
-        return slice(rows // 2 if self.pipe.guidance_scale > 1 else 0, rows)
+        """Which rows of the stock pipeline's batch are guided towards the prompt: behind the unconditional ones under guidance."""
+        return self._after_unconditional(rows, self.pipe.guidance_scale > 1)
+
+    def _after_unconditional(self, rows: int, guided: bool) -> slice:
+        # Pipelines with perturbed-attention guidance have the perturbed rows last.
+        each = rows // (1 + guided + (getattr(self.pipe, "_pag_scale", 0) > 0))
+        return slice(each if guided else 0, each * (1 + guided))
 
     def ordinary_guidance(self, true_cfg_scale: float) -> None:
         """ValueError where a family without embedded guidance is asked for a second one."""
@@ -180,7 +212,8 @@ class Backbone(PromptTokens, ABC):
         """The mode of the autoencoder's posterior, scaled: [1, C, h, w]."""
         with self.autoencoder() as vae:
             pixels = self.pipe.image_processor.preprocess(image.convert("RGB")).to(self.device, vae.dtype)
-            latents = vae.encode(pixels).latent_dist.mode()
+            encoded = vae.encode(pixels)
+            latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         return self.from_autoencoder(self._normalised(latents).to(self.dtype))
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:

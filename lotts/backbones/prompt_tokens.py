@@ -28,7 +28,7 @@ class PromptTokens(ABC):
             ValueError: a prompt has none, as one of emoji or punctuation alone.
         """
         parts = [
-            content_weights(tokenizer, self.spelled_out(prompts), template=template, max_length=length)[1]
+            content_weights(tokenizer, self._spelled_out(prompts, tokenizer), template=template, max_length=length)[1]
             if tokenizer is not None
             else torch.zeros((len(prompts), length))
             for tokenizer, length in self.segments
@@ -54,7 +54,8 @@ class PromptTokens(ABC):
             part = torch.zeros(length)
             try:
                 if tokenizer is not None:
-                    part = word_weights(tokenizer, prompt, [word], max_length=length)[:, 0]
+                    text, asked = self._spelled_out([prompt, word], tokenizer)
+                    part = word_weights(tokenizer, text, [asked], max_length=length)[:, 0]
             except ValueError as error:  # beyond what this tokenizer reads, but another may read it
                 unread = error
             parts.append(part)
@@ -63,7 +64,7 @@ class PromptTokens(ABC):
             raise unread
         return weight
 
-    def spelled_out(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts as the pipeline tokenises them: a textual-inversion word of several vectors becomes several."""
+    def _spelled_out(self, texts: Sequence[str], tokenizer: Any) -> list[str]:
+        """The texts as the pipeline gives them to a tokenizer: a textual-inversion word of several vectors becomes several."""
         convert = getattr(self.pipe, "maybe_convert_prompt", None)
-        return list(prompts) if convert is None else convert(list(prompts), self.pipe.tokenizer)
+        return list(texts) if convert is None else convert(list(texts), tokenizer)

@@ -47,13 +47,13 @@ class StableDiffusion(Backbone):
 
     @property
     def segments(self) -> list[tuple[Any, int]]:
-        return [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]
+        tokenizer = self.pipe.tokenizer or self.pipe.tokenizer_2  # SDXL's refiner has the second alone
+        return [(tokenizer, tokenizer.model_max_length)]
 
     def conditional_rows(self, rows: int) -> slice:
         # `pipe.do_classifier_free_guidance` says the same, but torch.compile, which runs this, cannot trace it.
         distilled = self.pipe.unet.config.time_cond_proj_dim is not None
-        guided = self.pipe.guidance_scale > 1 and not distilled
-        return slice(rows // 2 if guided else 0, rows)
+        return self._after_unconditional(rows, self.pipe.guidance_scale > 1 and not distilled)
 
     @property
     def channels(self) -> int:

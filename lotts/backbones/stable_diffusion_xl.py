@@ -42,7 +42,7 @@ class StableDiffusionXL(StableDiffusion):
         ids = self.pipe._get_add_time_ids(
             size, (0, 0), size, dtype=text.tokens.dtype, text_encoder_projection_dim=projected
         )
-        added = {"text_embeds": text.pooled, "time_ids": ids.to(rows.device).repeat(len(rows), 1)}
+        added = {"text_embeds": text.pooled.to(rows.device), "time_ids": ids.to(rows.device).repeat(len(rows), 1)}
         return self.pipe.unet(
             rows, t, encoder_hidden_states=text.tokens, added_cond_kwargs=added, return_dict=False
         )[0]  # fmt: skip

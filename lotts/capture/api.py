@@ -126,12 +126,13 @@ def capture(
     selected = layer_filter(layers, list(attention_modules(backbone.network)))
     check_layers(backbone.network, selected, backbone.order, kinds=("cross",), probes=quality)
     default_height, default_width = backbone.default_size
+    size = backbone.latent_size(height or default_height, width or default_width)
     recorder = AttentionRecorder(
         backbone.network,
         weight.to(backbone.device),
         positive=_probe(backbone, prompts, QUALITY_POSITIVE) if quality else None,
         negative=_probe(backbone, prompts, QUALITY_NEGATIVE) if quality else None,
-        latent_size=backbone.latent_size(height or default_height, width or default_width),
+        latent_size=size,
         layers=selected,
         order=backbone.order,
     )
@@ -157,14 +158,13 @@ def _columns(backbone: Backbone, prompts: list[str], words: Sequence[str]) -> to
     """Weights fp32 [B, L, W + 1]: the words, then the content of each prompt."""
     if isinstance(words, str):
         raise TypeError(f"expected words as a sequence of strings, got one string; write [{words!r}]")
-    texts = backbone.spelled_out(prompts)
-    missing = [word for word in words if not any(find_word(text, word) for text in texts)]
+    missing = [word for word in words if not any(find_word(text, word) for text in prompts)]
     if missing:
         raise ValueError(f"no prompt contains {missing}; words must be spelled as in the prompt: {prompts}")
     content = backbone.content_weights(prompts)
     columns = torch.zeros((*content.shape, len(words) + 1))
     columns[..., -1] = content
-    for row, text in enumerate(texts):
+    for row, text in enumerate(prompts):
         present = [i for i, word in enumerate(words) if find_word(text, word)]
         columns[row][:, present] = backbone.word_weights(text, [words[i] for i in present])
     return columns

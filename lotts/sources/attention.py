@@ -73,7 +73,7 @@ class AttentionWatch:
         """Embeddings [1, L, E] of the quality prompts and weights [1, L] on the prompt's own content tokens."""
         return {
             name: (
-                self.backbone.embed([template.format(p=prompt)]).tokens,
+                self.backbone.embed_once(template.replace("{p}", prompt)).tokens,
                 self.backbone.content_weights([prompt], template=template).to(self.backbone.device),
             )
             for name, template in (("positive", self.config.positive), ("negative", self.config.negative))
@@ -136,7 +136,7 @@ class BatchAttentionWatch(AttentionWatch):
         super().__init__(config, backbone, prompt, batch, size, steps, text)
         templates = (config.positive, config.negative)
         weight = torch.cat([backbone.content_weights([prompt], template=t).expand(batch, -1) for t in templates])
-        prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
+        prompts = [backbone.embed_once(t.replace("{p}", prompt)).repeat(batch) for t in templates]
         self.quality = AttentionRecorder(
             backbone.network,
             weight=weight.to(backbone.device)[..., None],

@@ -43,8 +43,9 @@ class MapSource(Protocol):
 
     ``seeds`` tells them apart, one each, whatever batch they are in. ``text`` is what one of them is conditioned on, its
     guidance included. ``rows`` tells the network rows that it will spend on one sample of ``backbone`` beyond the sample's own,
-    where the sample begins at step ``first`` of ``steps``; ``text_encodes`` the texts that a watch encodes; ``reads_steps`` whether
-    its watch looks on while a sample is denoised, for which all of the network has to be computed, or only at what came of it.
+    where the sample begins at step ``first`` of ``steps``; ``text_encodes`` the texts that the first watch of a run encodes;
+    ``reads_steps`` whether its watch looks on while a sample is denoised, for which all of the network has to be computed, or
+    only at what came of it.
     A source may have ``check(backbone, prompt, steps)``, which raises ValueError, before any compute, where it could find nothing.
     """
 

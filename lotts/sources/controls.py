@@ -70,11 +70,11 @@ class CheckerSource(ControlSource):
         """bool [H, W] of what is sought in a picture uint8 [H, W, 3]."""
         raise NotImplementedError
 
-    def watch(self, backbone, prompt, seeds, size, steps, text) -> ControlWatch:
+    def check(self, backbone: Backbone, prompt: str, steps: int) -> None:
+        """ValueError for a prompt that is no scene of shapes."""
         from lotts.shapes.scenes import parse
 
-        parse(prompt)  # a ValueError now, not when the picture is done
-        return super().watch(backbone, prompt, seeds, size, steps, text)
+        parse(prompt)
 
     def defects(self, watch: ControlWatch, latents_at: LatentsAt) -> torch.Tensor:
         # What would enter the step after the last is the result.

@@ -30,14 +30,14 @@ class PredictionSource:
         return PredictionWatch(backbone, prompt, len(seeds), self._steps(backbone, steps), text)
 
     def _steps(self, backbone: Backbone, steps: int) -> list[int]:
-        return sorted({int(level * steps) for level in self.levels or backbone.prediction_levels})
+        return sorted({int(round(level * steps, 9)) for level in self.levels or backbone.prediction_levels})
 
 
 class PredictionWatch(LateWatch):
     def __init__(self, backbone: Backbone, prompt: str, batch: int, steps: list[int], text: Conditioning) -> None:
         self.backbone, self._steps = backbone, steps
         templates = (QUALITY_POSITIVE, QUALITY_NEGATIVE)
-        prompts = [backbone.embed([t.format(p=prompt)]).repeat(batch) for t in templates]
+        prompts = [backbone.embed_once(t.replace("{p}", prompt)).repeat(batch) for t in templates]
         self.text = Conditioning(Embedding.cat(prompts), embedded_guidance=text.embedded_guidance)
 
     def maps(self, latents_at: LatentsAt) -> Heatmaps:

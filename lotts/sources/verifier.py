@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch.nn.functional as F
+import torch
 
 from lotts.backbones import Backbone
+from lotts.capture.grids import resize_maps
 from lotts.localize import smooth
 from lotts.sources.base import Heatmaps, LatentsAt, LateWatch
 from lotts.verifiers import Judge
@@ -54,6 +55,6 @@ class VerifierWatch(LateWatch):
         self.decodes += len(images)
         self.judgements += len(images)
         wrong = self.source.verifier.defect_maps(images, [self.prompt] * len(images))  # type: ignore[attr-defined]
-        wrong = F.interpolate(wrong[:, None].float(), self.size, mode="bilinear", align_corners=False)[:, 0]
-        # Spread a little, so that a mask larger than what is wrong grows around it.
-        return {"P": (wrong + 0.1 * smooth(wrong)).to(self.backbone.device)}
+        wrong = resize_maps(wrong[:, None].float(), self.size)[:, 0]
+        # Where nothing is wrong, less the farther from what is: a mask larger than that grows around it.
+        return {"P": torch.maximum(wrong, 0.1 * smooth(wrong)).to(self.backbone.device)}
