@@ -5,6 +5,12 @@ import pytest
 from lotts.files import whole_folder, write_whole
 
 
+def interrupted(target):
+    with whole_folder(target) as folder:
+        (folder / "b").write_text("half")
+        raise KeyboardInterrupt
+
+
 def test_a_folder_takes_the_place_of_another_only_when_it_is_filled(tmp_path):
     target = tmp_path / "weights"
     with whole_folder(target) as folder:
@@ -14,9 +20,8 @@ def test_a_folder_takes_the_place_of_another_only_when_it_is_filled(tmp_path):
         assert not target.exists()
     assert (target / "sub" / "a").read_text() == "first"
     assert (target / "sub" / "a").stat().st_mode & 0o777 == 0o644
-    with pytest.raises(KeyboardInterrupt), whole_folder(target) as folder:
-        (folder / "b").write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(target)
     assert [path.name for path in target.iterdir()] == ["sub"]
     with whole_folder(target) as folder:
         (folder / "b").write_text("second")

@@ -119,3 +119,28 @@ def test_embedded_models_have_a_verifier_and_others_do_not():
     assert default_settings("shapes-sd") == ours
     others = {"num_inference_steps": 50, "guidance_scale": None, "true_cfg_scale": 1.0, "verifier": None}
     assert default_settings("owner/name") == others
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_flow_sigmas": True}, "got UniPC"),
+        ({"prediction_type": "flow_prediction"}, "got UniPC"),
+        (None, "got EDM"),
+    ],
+)
+def test_a_scheduler_of_another_process_is_not_replaced(tiny_pipe, tmp_path, changes, words):
+    from diffusers import EDMDPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    tiny_pipe.scheduler = EDMDPMSolverMultistepScheduler() if changes is None else UniPCMultistepScheduler(**changes)
+    tiny_pipe.save_pretrained(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=words):
+        load_pipeline(str(tmp_path / "pipe"), device="cpu")
+
+
+def test_a_class_that_cannot_be_driven_is_refused_before_its_weights_are_read(saved, monkeypatch):
+    index = saved / "model_index.json"
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"StableDiffusionInpaintPipeline"'))
+    monkeypatch.setattr(models, "_read", lambda *args: pytest.fail("read the weights"))
+    with pytest.raises(TypeError, match="got StableDiffusionInpaintPipeline"):
+        load_pipeline(str(saved))

@@ -101,3 +101,16 @@ def test_the_verifier_may_say_where_a_picture_is_to_be_repaired(tiny_pipe):
     assert torch.equal(out.samples[0].mask, quarter)
     # The original, the same again for its map, and the refinement are judged; the last two are decoded.
     assert (out.cost.verifier_calls, out.cost.vae_decodes) == (3, 2)
+
+
+def test_a_tiny_autoencoder_encodes_too(tiny_pipe):
+    from diffusers import AutoencoderTiny
+
+    tiny_pipe.vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    out = repair(tiny_pipe, mask=np.eye(16))
+    assert out.samples[1].image.shape == PICTURE.shape

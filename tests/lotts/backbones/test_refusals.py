@@ -1,6 +1,7 @@
 """Facts about pipelines that cannot be driven, or whose attention cannot be read: they are refused before any compute."""
 
 import pytest
+import torch
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 import lotts
@@ -78,3 +79,67 @@ def test_a_search_refuses_them_when_it_first_looks(tiny_pipe, monkeypatch):
 def test_a_size_that_does_not_fit_names_the_nearest_one(tiny_pipe):
     with pytest.raises(ValueError, match="multiples of 2, got 33 x 31: the nearest that fits is 32 x 32"):
         backbone_for(tiny_pipe).latent_size(33, 31)
+
+
+def test_a_cache_of_steps_before_is_refused(pipe_of):
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = pipe_of("flux-dev")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match=r"disable_cache\(\)"):
+        lotts.LoTTS(pipe, brightness)
+    pipe.transformer.disable_cache()
+    lotts.LoTTS(pipe, brightness)
+
+
+def test_networks_that_take_more_than_latents_are_refused_and_not_offered(tiny_pipe):
+    from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
+
+    config = {name: value for name, value in tiny_pipe.unet.config.items() if not name.startswith("_")}
+    tiny_pipe.unet = UNet2DConditionModel(**config | {"in_channels": 9})
+    with pytest.raises(ValueError, match="4 channels, got one with 9"):
+        lotts.LoTTS(tiny_pipe, brightness)
+    inpainting = StableDiffusionInpaintPipeline(
+        **{name: part for name, part in tiny_pipe.components.items() if name != "image_encoder"},
+        requires_safety_checker=False,
+    )
+    with pytest.raises(TypeError, match="the closest is StableDiffusionPipeline") as refused:
+        lotts.LoTTS(inpainting, brightness)
+    assert "from_pipe" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"num_inference_steps": 1001}, ValueError, "1000"),
+        ({"negative_prompt": ["the", "dog"]}, TypeError, "negative_prompt as one string, got list"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale to be a number, got nan"),
+        ({"guidance_scale": True}, ValueError, "guidance_scale to be a number, got True"),
+    ],
+)
+def test_what_cannot_run_is_told_before_a_text_is_encoded(idle, changes, error, words):
+    with pytest.raises(error, match=words):
+        lotts.LoTTS(idle, brightness)("a red cat", **{"num_inference_steps": 4, **changes})
+
+
+def test_the_checkers_masks_need_a_scene_of_shapes(idle):
+    with pytest.raises(ValueError, match="cannot read"):
+        lotts.LoTTS(idle, brightness, source="defects")("a red cat", num_inference_steps=4)
+
+
+def test_no_negative_prompt_is_an_empty_one(pipe_of):
+    pipe = pipe_of("flux-dev")
+    settings = {
+        "num_candidates": 1,
+        "num_refinements": 0,
+        "num_inference_steps": 1,
+        "true_cfg_scale": 2.0,
+        "output_type": "np",
+    }
+    none, empty = (
+        lotts.LoTTS(pipe, brightness)(
+            "a red cat", negative_prompt=given, generator=[torch.Generator().manual_seed(1)], **settings
+        )
+        for given in (None, "")
+    )
+    assert (none.image == empty.image).all()

@@ -80,3 +80,21 @@ def test_what_the_verifier_points_at_is_resampled_and_charged(tiny_pipe):
     assert int(mask.sum()) == side**2
     assert out.cost.localization_rows == 0
     assert out.cost.vae_decodes == out.cost.verifier_calls == 2 + 4  # two to find the defects, four to judge
+
+
+def test_a_map_finer_than_the_latents_is_averaged_and_stays_a_chance(tiny_pipe):
+    class Fine(Corner):
+        def defect_maps(self, images, prompts):
+            maps = torch.full((len(images), 64, 64), 0.5)
+            maps[:, :3, :3] = 1.0  # nine of the sixteen of a cell, none of them in its middle alone
+            maps[:, 32:] = 0.0
+            return maps
+
+    out = LoTTS(tiny_pipe, Fine(), source="verifier")(
+        "a red cat", num_candidates=1, num_refinements=0, num_inference_steps=2, output_type="np"
+    )
+    p = out.samples[0].heatmaps["P"]
+    assert p[0, 0] == pytest.approx((9 + 7 * 0.5) / 16)
+    assert p[4, 4] == pytest.approx(0.5)
+    assert 0 < p[8, 4] <= 0.05
+    assert p.min() >= 0
