@@ -10,7 +10,8 @@ import torch.nn.functional as F
 def paste(before: np.ndarray, after: np.ndarray, mask: torch.Tensor) -> np.ndarray:
     """``after`` inside the mask, ``before`` outside; pictures float32 [H, W, 3], mask bool [h, w] on the latent grid.
 
-    The seam is feathered over one latent cell on the inner side, so pixels outside the mask stay exactly ``before``'s.
+    The seam is feathered over one latent cell on the inner side, so pixels outside the mask stay exactly ``before``'s. On the
+    seam they count in 8 bits, as a file keeps them: a replay begins with that file.
     """
     height, width = before.shape[:2]
     coarse = mask[None, None].float()
@@ -19,4 +20,5 @@ def paste(before: np.ndarray, after: np.ndarray, mask: torch.Tensor) -> np.ndarr
     smooth = F.avg_pool2d(inner, 2 * (cell // 2) + 1, 1, cell // 2, count_include_pad=False)
     # Twice the blurred value over one half: 0 on the mask's edge, 1 half a cell inside, and nothing outside.
     alpha = ((2 * smooth - 1).clamp(0, 1) * inner)[0, 0, :, :, None].numpy()
-    return before + alpha * (after - before)
+    kept = np.where(alpha > 0, np.rint(before * 255).astype(np.float32) / 255, before)
+    return kept + alpha * (after - kept)

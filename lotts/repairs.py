@@ -56,8 +56,8 @@ def repair(
 
     Args:
         pipe: a pipeline of a supported class, with a scheduler that can restart: see ``lotts.supported()``.
-        image: a picture (an array uint8, or floating in [0, 1], of which 8 bits are taken) or the path of one; its sides must
-            suit the pipeline (multiples of 8 as a rule).
+        image: a picture (an array uint8, or floating in [0, 1]) or the path of one; its sides must suit the pipeline (multiples
+            of 8 as a rule).
         prompt: what the picture shows.
         mask: where to resample (white, True, 1 or > 0.5), as large as the picture or as the latent grid; None: find it.
         pixel_paste: keep the picture's own pixels outside the mask and its ``soft_ring``. Without it they pass through the
@@ -170,8 +170,7 @@ def read_picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
     if not (image.size and image.min() >= 0 and image.max() <= 1):  # not a number is in no range either
         told = f"{image.min()} to {image.max()}" if image.size else "none"
         raise ValueError(f"expected a picture's floating numbers in [0, 1], got {told}: scale or clip them first")
-    # As the picture's file will have it, so that a replay from that file begins with the same.
-    return np.rint(image * 255).astype(np.uint8).astype(np.float32) / 255
+    return image.astype(np.float32)
 
 
 def read_mask(mask: Image.Image | np.ndarray | torch.Tensor | str | Path) -> torch.Tensor:

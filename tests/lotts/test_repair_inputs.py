@@ -7,6 +7,7 @@ from PIL import Image
 
 import lotts
 from lotts.repairs import read_mask, read_picture
+from lotts.replays import replay
 
 PICTURE = np.random.default_rng(0).random((32, 32, 3), dtype=np.float32)
 
@@ -59,7 +60,7 @@ def test_pixel_paste_keeps_what_lies_outside_the_soft_ring(tiny_pipe):
     ring[4:12, 4:12] = True
     inside, around = (np.kron(region, np.ones((2, 2), bool)) for region in (cells, ring))
     out = repair(tiny_pipe, mask=cells, soft_ring=2, global_steps=0, noise_step=0)
-    changed = (out.samples[1].image != read_picture(PICTURE)).any(-1)
+    changed = (out.samples[1].image != PICTURE).any(-1)
     assert not changed[~around].any()
     assert changed[around & ~inside].any()
     assert np.array_equal(out.samples[1].mask.numpy(), cells)
@@ -72,8 +73,13 @@ def test_bytes_of_0_and_1_are_a_mask_and_of_up_to_255_grey_levels(mask):
     assert not read_mask(np.full((4, 4), 90, np.uint8)).any()
 
 
-def test_a_floating_picture_is_taken_as_its_file_will_have_it():
-    assert np.array_equal(read_picture(PICTURE), read_picture(np.rint(PICTURE * 255).astype(np.uint8)))
+def test_a_floating_picture_is_blended_as_its_file_has_it(tiny_pipe, tmp_path):
+    """So that a replay, which begins with the file, makes the same pictures."""
+    out = repair(tiny_pipe, mask=np.eye(16))
+    assert not np.array_equal(read_picture(PICTURE), read_picture(np.rint(PICTURE * 255).astype(np.uint8)))
+    assert np.array_equal(out.samples[0].image, PICTURE)
+    again = replay(out.save(tmp_path / "out"), pipe=tiny_pipe, verifier=brightness)
+    assert again.differences == []
 
 
 class Wary:
