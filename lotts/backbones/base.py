@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -48,10 +48,6 @@ class Backbone(PromptTokens, ABC):
 
     #: What a user should know of the family.
     notes: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-        self._embedded: dict[str, Embedding] = {}
 
     @classmethod
     def drives(cls, pipe: Any) -> bool:
@@ -125,22 +121,6 @@ class Backbone(PromptTokens, ABC):
         Args:
             true_cfg_scale: classifier-free guidance beside a guidance that the network takes as an input.
         """
-
-    @abstractmethod
-    def embed(self, prompts: Sequence[str]) -> Embedding:
-        """Embed B prompts as the pipeline does, for the positive side."""
-
-    def embed_once(self, prompt: str) -> Embedding:
-        """``embed`` of one prompt, remembered until ``forget``: text encoders that take turns with the network on a device
-        are not called back to it in the middle of a run.
-        """
-        if prompt not in self._embedded:
-            self._embedded[prompt] = self.embed([prompt])
-        return self._embedded[prompt]
-
-    def forget(self) -> None:
-        """A run begins: what was embedded before may be other encoders' by now."""
-        self._embedded = {}
 
     def conditional_rows(self, rows: int) -> slice:
         """Which rows of the stock pipeline's batch are guided towards the prompt: behind the unconditional ones under guidance."""

@@ -8,13 +8,32 @@ from typing import Any
 
 import torch
 
+from lotts.backbones.conditioning import Embedding
 from lotts.capture.tokens import content_weights, word_weights
 
 
 class PromptTokens(ABC):
-    """The part of a backbone that tells the tokens of a prompt apart, whichever tokenizers make them."""
+    """The part of a backbone that embeds prompts and tells their tokens apart, whichever tokenizers make them."""
 
-    pipe: Any
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self._embedded: dict[str, Embedding] = {}
+
+    @abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Embedding:
+        """Embed B prompts as the pipeline does, for the positive side."""
+
+    def embed_once(self, prompt: str) -> Embedding:
+        """``embed`` of one prompt, remembered until ``forget``: text encoders that take turns with the network on a device
+        are not called back to it in the middle of a run.
+        """
+        if prompt not in self._embedded:
+            self._embedded[prompt] = self.embed([prompt])
+        return self._embedded[prompt]
+
+    def forget(self) -> None:
+        """A run begins: what was embedded before may be other encoders' by now."""
+        self._embedded = {}
 
     @property
     @abstractmethod

@@ -232,8 +232,7 @@ def misquote(picture: Picture, rng: np.random.Generator) -> Picture:
 
 
 def _misquoted(picture: Picture, rng: np.random.Generator) -> Picture:
-    able = np.flatnonzero(picture.right == 1)
-    if not len(able):
+    if not len(able := np.flatnonzero(picture.right == 1)):
         return picture
     chance = rng.random()
     if picture.scene.relations and chance < 0.3:
