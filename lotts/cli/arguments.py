@@ -73,7 +73,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         float,
         None,
         "G",
-        "guidance; 1 is none (default: 1.5 for shapes-sd, 3 for shapes-sdxl, else the pipeline's own)",
+        "guidance; 1 is none (default: 2 for shapes-sd, 3 for shapes-sdxl, else the pipeline's own)",
     )
     add(
         parser,

@@ -1,7 +1,7 @@
 """Comparing methods: every prompt, variant, budget and seed as an item of its own, and what came of them all in a table.
 
 >>> study = Study(load_prompts("shapes:64"), [Variant.parse("best_of_n"), Variant.parse("lotts")], ["samples=9"], 3,
-...               "shapes-sd", "shapes", ["checker"], settings={"num_inference_steps": 20, "guidance_scale": 1.5})
+...               "shapes-sd", "shapes", ["checker"], settings={"num_inference_steps": 20, "guidance_scale": 2.0})
 >>> compare(study, Path("comparison"))
 """
 

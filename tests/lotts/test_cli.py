@@ -162,7 +162,7 @@ def test_the_models_own_defaults_are_used(monkeypatch, tmp_path):
     monkeypatch.setattr("lotts.pipeline.LoTTS", Fake)
     assert cli.main(["generate", SCENE, "--out", str(tmp_path / "out")]) == 0
     assert (asked["verifier"].name, asked["source"]) == ("shapes", "attention")
-    assert (asked["num_inference_steps"], asked["guidance_scale"]) == (20, 1.5)
+    assert (asked["num_inference_steps"], asked["guidance_scale"]) == (20, 2.0)
     assert (asked["num_candidates"], asked["num_refinements"], asked["background"]) == (3, 2, "replay")
     assert asked["generator"].initial_seed() == 0
     assert asked["pixel_paste"] is False

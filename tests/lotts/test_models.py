@@ -115,7 +115,7 @@ def test_pickles_are_not_read(saved):
 
 
 def test_embedded_models_have_a_verifier_and_others_do_not():
-    ours = {"num_inference_steps": 20, "guidance_scale": 1.5, "true_cfg_scale": 1.0, "verifier": "shapes"}
+    ours = {"num_inference_steps": 20, "guidance_scale": 2.0, "true_cfg_scale": 1.0, "verifier": "shapes"}
     assert default_settings("shapes-sd") == ours
     others = {"num_inference_steps": 50, "guidance_scale": None, "true_cfg_scale": 1.0, "verifier": None}
     assert default_settings("owner/name") == others
