@@ -89,7 +89,7 @@ def localization() -> None:
 
 
 def refinement() -> None:
-    """Change of the share of objects right by mask and noise step, a row an embedded pipeline."""
+    """Change of the share of objects right by mask and noise step, a row a study."""
     reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("refinement*.json"))]
     figure, axes = plt.subplots(len(reports), 2, figsize=(12, 3.6 * len(reports)), squeeze=False)
     for row, report in zip(axes, reports, strict=True):
@@ -107,7 +107,7 @@ def refinement() -> None:
             axis.set(
                 xticks=range(len(steps)),
                 xticklabels=[f"t0 = {s} of {report['steps']}" for s in steps],
-                title=f"{report.get('model', 'shapes-sd')}: {column}",
+                title=f"{report.get('model', 'shapes-sd')}, guidance {report['guidance_scale']:g}: {column}",
                 ylabel="share of objects right",
             )
     # The row with most masks names them all.
