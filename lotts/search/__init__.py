@@ -17,7 +17,7 @@ from lotts.output import LoTTSOutput
 from lotts.search.adaptive import lotts_adaptive, lotts_chain
 from lotts.search.baselines import best_of_n, resampling, zero_order
 from lotts.search.budget import Budget
-from lotts.search.independent import lotts
+from lotts.search.independent import RESAMPLE, lotts
 from lotts.search.particle import particle
 from lotts.search.pool import Pool
 from lotts.sources import MapSource
@@ -39,8 +39,10 @@ class Method(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its own arguments and their defaults."""
-        return {name: p.default for name, p in inspect.signature(self.search).parameters.items() if name != "pool"}
+        """Its own arguments and their defaults, with those of its refinements."""
+        own = inspect.signature(self.search).parameters.values()
+        plain = {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY}
+        return plain | (RESAMPLE if any(p.kind is p.VAR_KEYWORD for p in own) else {})
 
 
 METHODS: dict[str, Method] = {
@@ -142,6 +144,9 @@ def _run(
         raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {method!r}")
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
     chosen = METHODS[method]
+    if unknown := set(options) - set(chosen.options):
+        known = ", ".join(chosen.options) or "none"
+        raise TypeError(f"expected options of {method} out of {known}, got {', '.join(sorted(unknown))}")
     backbone, judge = backbone_for(pipe), load(verifier)
     check_comparable(judge)
     request = Request.build(

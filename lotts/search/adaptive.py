@@ -25,28 +25,14 @@ def lotts_chain(
     mask_ratio: float = 0.5,
     mask_threshold: float | None = None,
     noise_step: int | None = None,
-    background: str = "replay",
-    global_steps: int | None = None,
-    dilate: int = 0,
-    sparse: str = "dense",
-    refresh_every: int | None = None,
-    sparse_offload: bool = False,
+    **resample: Any,
 ) -> LoTTSOutput:
     """Draw ``num_candidates`` pictures; from then on refine the best so far, where it is weakest, and keep what is better.
 
     ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in the best picture, another one is drawn.
-    ``background``, ``global_steps``, ``dilate``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
+    ``resample``: the rest of ``ResampleConfig``, with the defaults of ``lotts.LoTTS``.
     """
-    config = resample_config(
-        pool.request.steps,
-        noise_step,
-        background=background,
-        global_steps=global_steps,
-        dilate=dilate,
-        sparse=sparse,
-        refresh_every=refresh_every,
-        sparse_offload=sparse_offload,
-    )
+    config = resample_config(pool.request.steps, noise_step, **resample)
     check_ratio(mask_ratio)
     check_threshold(mask_threshold)
     pool.candidates(whole("num_candidates", num_candidates, 1))
@@ -93,14 +79,9 @@ def lotts_adaptive(
     mask_ratios: Sequence[float] = (0.25, 0.5),
     mask_threshold: float | None = None,
     noise_shares: Sequence[float] = (0.4, 0.6, 0.8),
-    background: str = "replay",
-    global_steps: int | None = None,
-    dilate: int = 0,
     stop_at: float | None = 0.5,
     least_gain: float = 0.0,
-    sparse: str = "dense",
-    refresh_every: int | None = None,
-    sparse_offload: bool = False,
+    **resample: Any,
 ) -> LoTTSOutput:
     """Spend each unit of compute on the action that is expected to raise the best score most for what it costs.
 
@@ -119,22 +100,13 @@ def lotts_adaptive(
         noise_shares: where refinements may start, as shares of the steps counted from pure noise.
         stop_at: after which share of its own steps a refinement is looked at, in (0, 1); None: never, nor with a budget of samples,
             of which a refinement that is given up takes none.
-        background, global_steps, dilate, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
+        resample: the rest of ``ResampleConfig``, with the defaults of ``lotts.LoTTS``.
     """
     steps = pool.request.steps
     ratios, shares = _shares("mask_ratios", mask_ratios), _shares("noise_shares", noise_shares)
     for ratio in ratios:
         check_ratio(ratio)
-    configs = _configs(
-        steps,
-        shares,
-        global_steps,
-        background=background,
-        dilate=dilate,
-        sparse=sparse,
-        refresh_every=refresh_every,
-        sparse_offload=sparse_offload,
-    )
+    configs = _configs(steps, shares, **resample)
     settings = [(ratio, config) for ratio in ratios for config in configs]
     check_threshold(mask_threshold)
     if stop_at is not None and not 0 < real("stop_at", stop_at) < 1:
@@ -170,7 +142,7 @@ def lotts_adaptive(
     return pool.output(mask_ratios=ratios, noise_shares=shares, given_up=given_up)
 
 
-def _configs(steps: int, shares: Sequence[float], global_steps: int | None, **rest: Any) -> list[ResampleConfig]:
+def _configs(steps: int, shares: Sequence[float], global_steps: int | None = None, **rest: Any) -> list[ResampleConfig]:
     """A refinement's setting for each share, all different: at the latest, one starts with one masked step left."""
     last = max(0, steps - 1 - (2 if global_steps is None else whole("global_steps", global_steps)))
     starts = dict.fromkeys(min(int(share * steps), last) for share in shares)

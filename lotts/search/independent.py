@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ from lotts.output import LoTTSOutput
 from lotts.resample_config import ResampleConfig
 from lotts.search.pool import Pool
 
+#: What methods that refine take beside options of their own.
+RESAMPLE: dict[str, Any] = {f.name: f.default for f in fields(ResampleConfig) if f.name != "noise_step"} | {
+    "global_steps": None
+}
+
 
 def lotts(
     pool: Pool,
@@ -21,31 +27,16 @@ def lotts(
     mask_ratio: float = 0.5,
     mask_threshold: float | None = None,
     noise_step: int | None = None,
-    background: str = "replay",
-    global_steps: int | None = None,
-    dilate: int = 0,
-    sparse: str = "dense",
-    refresh_every: int | None = None,
-    sparse_offload: bool = False,
+    **resample: Any,
 ) -> LoTTSOutput:
     """``num_candidates`` pictures and ``num_refinements`` of each (the paper's 3 and 2 make its N = 9).
 
     ``num_candidates``: by default as many as the budget gives ``num_refinements`` to. What is left of it goes to more
     refinements, so that with a number of candidates the budget alone says how many each gets.
     ``mask_threshold``: see ``lotts.LoTTS``; where nothing is above it in any picture, another one is drawn.
-    ``background``, ``global_steps``, ``dilate``, ``sparse``, ``refresh_every``, ``sparse_offload``: see ``ResampleConfig``.
+    ``resample``: the rest of ``ResampleConfig``, with the defaults of ``lotts.LoTTS``.
     """
-    steps = pool.request.steps
-    config = resample_config(
-        steps,
-        noise_step,
-        background=background,
-        global_steps=global_steps,
-        dilate=dilate,
-        sparse=sparse,
-        refresh_every=refresh_every,
-        sparse_offload=sparse_offload,
-    )
+    config = resample_config(pool.request.steps, noise_step, **resample)
     check_ratio(mask_ratio)
     check_threshold(mask_threshold)
     num_refinements = whole("num_refinements", num_refinements, 1)  # without any it is best_of_n

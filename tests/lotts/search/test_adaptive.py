@@ -125,7 +125,7 @@ def test_a_clock_that_runs_out_between_choice_and_action_ends_the_search(tiny_pi
 
 def test_refinements_start_where_a_masked_step_is_left():
     for steps in (3, 6, 10, 50):
-        starts = [config.noise_step for config in _configs(steps, (0.4, 0.6, 0.8), None)]
+        starts = [config.noise_step for config in _configs(steps, (0.4, 0.6, 0.8))]
         assert all(ResampleConfig.of(steps, start).masked_steps(steps) for start in starts)
         assert len(set(starts)) == len(starts)
 

@@ -10,7 +10,6 @@ from searching import STEPS, brightness, found, scores
 import lotts
 import lotts.search
 from lotts.localize import LocalizeConfig
-from lotts.replays import replay
 from lotts.search import METHODS, Budget, check, run
 from lotts.search.pool import Pool
 from lotts.sources.controls import DefectsSource
@@ -96,31 +95,6 @@ def test_candidates_behind_a_list_of_generators_are_others(tiny_pipe):
         generator=generators,
     )  # fmt: skip
     assert [sample.seed for sample in out.samples] == [3, 5, 4, 6, 7]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_search_is_saved_and_replays_bit_for_bit(tiny_pipe, tmp_path, method):
-    out = found(tiny_pipe, method, "samples=4", batch_size=2)
-    folder = out.save(tmp_path / "out")
-    assert replay(folder, pipe=tiny_pipe, verifier=brightness).exact
-
-
-def test_a_search_by_the_clock_does_not_replay(tiny_pipe, tmp_path):
-    folder = found(tiny_pipe, "best_of_n", "seconds=1e-9").save(tmp_path / "out")
-    with pytest.raises(ValueError, match="budget was in seconds"):
-        replay(folder, pipe=tiny_pipe, verifier=brightness)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_callback_sees_every_stage(tiny_pipe, method):
-    seen = []
-
-    def callback(pipe, step, timestep, kwargs):
-        seen.append((kwargs["stage"], step))
-        return {}
-
-    out = found(tiny_pipe, method, "samples=4", callback_on_step_end=callback)
-    assert {stage for stage, _ in seen} == {sample.kind for sample in out.samples}
 
 
 def test_lotts_tells_how_many_candidates_it_drew(tiny_pipe):
@@ -250,6 +224,14 @@ def test_errors_come_first(tiny_pipe, monkeypatch):
             found(tiny_pipe, **options)
     for method in METHODS:
         check(tiny_pipe, "a red cat", method, verifier=brightness, num_inference_steps=6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_options_that_a_method_does_not_have_are_named(tiny_pipe, method):
+    with pytest.raises(TypeError, match=f"expected options of {method} out of .*, got ring"):
+        found(tiny_pipe, method, ring=1)
+    refines = METHODS[method].localises
+    assert ("soft_ring" in METHODS[method].options) == refines
 
 
 def test_ensembles_do_not_compare_between_calls(tiny_pipe):
