@@ -79,7 +79,8 @@ class Backbone(PromptTokens, ABC):
 
     def denoises_latents(self) -> bool:
         """Whether the network takes latents and nothing beside them."""
-        return self.channels == self.pipe.vae.config.latent_channels
+        vae = getattr(self.pipe, "vae", None)
+        return vae is not None and self.channels == vae.config.latent_channels
 
     # --- what the family is
 

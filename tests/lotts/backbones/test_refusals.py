@@ -108,6 +108,16 @@ def test_networks_that_take_more_than_latents_are_refused_and_not_offered(tiny_p
     assert "from_pipe" not in str(refused.value)
 
 
+def test_a_pipeline_on_pixels_is_refused_as_any_other(tiny_pipe):
+    from diffusers import DDPMScheduler, IFPipeline
+
+    missing = dict.fromkeys(("tokenizer", "text_encoder", "safety_checker", "feature_extractor", "watermarker"))
+    pixels = IFPipeline(unet=tiny_pipe.unet, scheduler=DDPMScheduler(), requires_safety_checker=False, **missing)
+    with pytest.raises(TypeError, match="got IFPipeline") as refused:
+        backbone_for(pixels)
+    assert "from_pipe" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
