@@ -7,11 +7,13 @@ VERSION = "0.1.0"
 CORE = [
     "torch>=2.11",
     "triton>=3.6; platform_system == 'Linux'",
-    "diffusers>=0.42",
+    "diffusers>=0.41",
     "transformers>=5.17",
     "numpy>=1.26",
+    "tokenizers>=0.22",
+    "huggingface_hub>=1.0",
     "safetensors>=0.5",
-    "pillow>=10",
+    "pillow>=10.1",
     "tqdm>=4.66",
 ]
 METRICS = ["scikit-image>=0.25"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -21,6 +23,15 @@ def real(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"expected {name} to be a number, got {value!r}")
     return float(value)
+
+
+@contextmanager
+def counted_from(first: Any) -> Iterator[None]:
+    """A ValueError about pictures of a batch also tells which of all was the batch's picture 0."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} (picture 0 being {first})") from error
 
 
 def check_depth(image: Image.Image, what: str) -> None:

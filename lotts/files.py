@@ -29,9 +29,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield filled
         for entry in filled.rglob("*"):
             entry.chmod(0o755 if entry.is_dir() else 0o644)
-        if path.exists():
-            path.rename(former)
-        filled.rename(path)
+        try:
+            if path.exists():
+                path.rename(former)
+            filled.rename(path)
+        except BaseException:
+            if former.exists() and not path.exists():
+                former.rename(path)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
     finally:
         shutil.rmtree(filled, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from lotts import models
-from lotts.manifest import Manifest, environment, made_with, manifest_path, png_bytes
-from lotts.output import LoTTSOutput
+from lotts.manifest import Entry, Manifest, environment, made_with, manifest_path, png_bytes, sample_file
+from lotts.output import LoTTSOutput, Sample
 from lotts.sources import MapSource
 from lotts.threads import cpu_threads
 from lotts.verifiers import Judge, load
@@ -28,17 +28,19 @@ class Difference:
 
     Attributes:
         file: as the manifest names it.
-        largest: greatest difference of a channel, of 255; None where the recorded picture is not there to compare.
+        largest: greatest difference of a channel, of 255; None where there are no two pictures to compare.
         share: of the pixels that differ at all, in (0, 1]; None likewise.
+        reason: why there are not.
     """
 
     file: str
-    largest: int | None
-    share: float | None
+    largest: int | None = None
+    share: float | None = None
+    reason: str = "not the recorded picture, which is not there to compare"
 
     def __str__(self) -> str:
         if self.largest is None or self.share is None:
-            return f"{self.file}: not the recorded picture, which is not there to compare"
+            return f"{self.file}: {self.reason}"
         return f"{self.file}: up to {self.largest} of 255, on {self.share:.2%} of the pixels"
 
 
@@ -76,7 +78,8 @@ class Replay:
     @property
     def same_best(self) -> bool:
         """Whether the same sample was picked."""
-        return self.output.best == self.manifest.best
+        then, now = _lineages(self.manifest.samples), _lineages(self.output.samples)
+        return now[self.output.best] == then[self.manifest.best]
 
     @property
     def exact(self) -> bool:
@@ -224,22 +227,45 @@ def _changes(manifest: Manifest, now: dict[str, Any]) -> dict[str, tuple[Any, An
     return found
 
 
+def _lineages(samples: Sequence[Entry | Sample]) -> list[tuple[Any, ...]]:
+    """Which sample each is, wherever it comes in the order: another processor's run may draw more, or fewer."""
+    found: list[tuple[Any, ...]] = []
+    for sample in samples:
+        before = () if sample.parent is None else found[sample.parent]
+        own = (*before, sample.kind, sample.seed, sample.refinement)
+        found.append((*own, found.count(own)) if own in found else own)
+    return found
+
+
+def _pairs(manifest: Manifest, output: LoTTSOutput) -> list[tuple[Entry, Sample]]:
+    drawn = dict(zip(_lineages(output.samples), output.samples, strict=True))
+    recorded = zip(_lineages(manifest.samples), manifest.samples, strict=True)
+    return [(entry, drawn[lineage]) for lineage, entry in recorded if lineage in drawn]
+
+
 def _rescored(manifest: Manifest, output: LoTTSOutput) -> list[Rescored]:
-    pairs = zip(manifest.samples, output.samples, strict=True)
-    return [Rescored(e.file, e.score, float(s.score)) for e, s in pairs if e.score != s.score]
+    return [Rescored(e.file, e.score, float(s.score)) for e, s in _pairs(manifest, output) if e.score != s.score]
 
 
 def _differences(manifest: Manifest, folder: Path, output: LoTTSOutput) -> list[Difference]:
-    if len(output.samples) != len(manifest.samples):
-        raise ValueError(f"the manifest lists {len(manifest.samples)} samples, the run made {len(output.samples)}")
-    found = []
-    for entry, sample in zip(manifest.samples, output.samples, strict=True):
+    then, now = _lineages(manifest.samples), _lineages(output.samples)
+    found = [
+        Difference(entry.file, reason="recorded, but not drawn again")
+        for entry, lineage in zip(manifest.samples, then, strict=True)
+        if lineage not in now
+    ]
+    found += [
+        Difference(sample_file(index, output.samples[index]), reason="drawn, but not recorded")
+        for index, lineage in enumerate(now)
+        if lineage not in then
+    ]
+    for entry, sample in _pairs(manifest, output):
         pixels = sample.pixels
         if hashlib.sha256(png_bytes(pixels)).hexdigest() == entry.sha256:
             continue
         recorded = _recorded(folder / entry.file, entry.sha256)
         if recorded is None or recorded.shape != pixels.shape:
-            found.append(Difference(entry.file, None, None))
+            found.append(Difference(entry.file))
             continue
         change = np.abs(recorded.astype(np.int16) - pixels).max(-1)
         # Another Pillow may pack the same pixels into other bytes.

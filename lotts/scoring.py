@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from lotts.checks import check_depth
+from lotts.checks import check_depth, counted_from, whole
+from lotts.files import write_whole
 from lotts.verifiers import load, score
-from lotts.verifiers.base import as_picture, placed
+from lotts.verifiers.base import placed
 from lotts.verifiers.ensemble import Ensemble, Member, combine
 
 #: Pictures in memory at once.
@@ -86,10 +86,8 @@ class Scored:
         check_out(path)
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
         text = self.as_csv() if target.suffix.lower() == ".csv" else self.as_json()
-        temporary.write_text(text, encoding="utf-8", newline="")
-        temporary.replace(target)
+        write_whole(target, text.encode())
         return target
 
 
@@ -112,6 +110,8 @@ def score_files(
     Raises:
         FileNotFoundError, ValueError: a file is missing or no picture, a prompt cannot be judged, a score is not finite.
     """
+    if batch_size is not None:
+        whole("batch_size", batch_size, 1)
     for image in images:
         _check(image)
     judge: Any = load(verifier)
@@ -174,8 +174,8 @@ def _check(path: str | Path) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected a picture, got {path}, which is no file")
     try:
-        with Image.open(path):
-            pass
+        with Image.open(path) as image:
+            check_depth(image, str(path))
     except UnidentifiedImageError:
         raise ValueError(f"expected a picture, got {path}, which PIL cannot read") from None
     except Image.DecompressionBombError as error:
@@ -191,11 +191,12 @@ def _scores(
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
             pictures = [_open(path) for path in images[chunk]]
-            if hasattr(judge, "score"):
-                scores += judge.score(pictures, prompts[chunk], cache, batch_size).tolist()
-            else:
-                arrays = [np.asarray(as_picture(p)).astype(np.float32) / 255 for p in pictures]
-                scores += score(judge, arrays, prompts[chunk])
+            with counted_from(images[start]):
+                if hasattr(judge, "score"):
+                    scores += judge.score(pictures, prompts[chunk], cache, batch_size).tolist()
+                else:
+                    arrays = [np.asarray(p.convert("RGB")).astype(np.float32) / 255 for p in pictures]
+                    scores += score(judge, arrays, prompts[chunk])
     return scores
 
 
@@ -203,7 +204,6 @@ def _open(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            check_depth(image, str(path))
             return image
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected a picture that can be read, got {path}: {error}") from None

@@ -141,7 +141,9 @@ def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any],
 def check_folder(out: str) -> None:
     """ValueError for a folder that can neither be written to nor made."""
     folder = Path(out).absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    if there is None:
+        raise ValueError(f"expected a folder as --out, got {out}: there is no {folder.anchor}")
     if not there.is_dir():
         raise ValueError(f"expected a folder as --out, got {out}: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -199,7 +201,7 @@ def summary(output: LoTTSOutput) -> str:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from lotts.manifest import CONTEXT
+    from lotts.manifest import CONTEXT, sample_file
     from lotts.replays import replay
     from lotts.report import save_output
 
@@ -219,6 +221,6 @@ def _replay(args: argparse.Namespace) -> int:
             print(f"{len(found)} of {len(samples)} {what} differ:")
             print("\n".join(f"  {difference}" for difference in found))
     if not replayed.same_best:
-        now, then = replayed.output.best, replayed.manifest.best
-        print(f"the best is {samples[now].file} now, {samples[then].file} then")
+        now, then = replayed.output.best, samples[replayed.manifest.best].file
+        print(f"the best is {sample_file(now, replayed.output.samples[now])} now, {then} then")
     return 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lotts import verifiers
+from lotts.checks import counted_from
 from lotts.metrics.pictures import Picture, as_pixels
 from lotts.verifiers import Judge, Verifier
 from lotts.verifiers.ensemble import Ensemble
@@ -79,7 +80,8 @@ def clip_score(
     for start in range(0, len(pictures), batch_size):
         chosen = range(start, min(start + batch_size, len(pictures)))
         images = [as_pixels(pictures[index], f"picture {index}") / np.float32(255) for index in chosen]
-        scores += _scores(judge, images, [prompts[index] for index in chosen], cache)
+        with counted_from(f"picture {start} of all"):
+            scores += _scores(judge, images, [prompts[index] for index in chosen], cache)
     spread = float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else None
     name = getattr(judge, "name", getattr(judge, "__name__", type(judge).__name__))
     version, scale = getattr(judge, "version", None), getattr(judge, "scale", None)

@@ -288,5 +288,6 @@ class Grid:
 
 def _root(samples: list[Sample], index: int) -> int:
     """The candidate that a sample goes back to."""
-    parent = samples[index].parent
-    return index if parent is None else _root(samples, parent)
+    while (parent := samples[index].parent) is not None:
+        index = parent
+    return index

@@ -22,7 +22,7 @@ def save_output(output: LoTTSOutput, folder: str | Path, context: Mapping[str, A
     """Write a run into ``folder`` and return the folder that was used.
 
     A folder that holds another run is left alone: folder-2, folder-3, ... is used instead. Saving the same run again
-    renews its files. Each file appears complete or not at all, the manifest last.
+    renews its files. Each file appears complete or not at all; the report, which only shows the rest, last.
 
     Args:
         context: any of model, verifier, dtype and device, for the manifest: ``replay`` needs the first two.
@@ -37,8 +37,8 @@ def save_output(output: LoTTSOutput, folder: str | Path, context: Mapping[str, A
     for file, data in pngs.items():
         write_whole(folder / file, data)
     write_whole(folder / BEST, pngs[sample_file(output.best, output.samples[output.best])])
-    write_whole(folder / REPORT, png_bytes(draw_report(output)))
     write_whole(folder / NAME, manifest.text().encode())
+    write_whole(folder / REPORT, png_bytes(draw_report(output)))
     return folder
 
 

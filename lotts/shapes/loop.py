@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from lotts.threads import cores
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,7 +69,7 @@ def launch(
 ) -> None:
     """Run ``stage(worker, *args)`` once a process: one a core on the CPU, one in all on an accelerator."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    world = (processes or os.cpu_count() or 1) if device == "cpu" else 1
+    world = (processes or cores()) if device == "cpu" else 1
     if world == 1:
         stage(Worker(0, 1, seed, torch.device(device)), *args)
         return
@@ -132,6 +134,11 @@ def fit(
     state_file = folder / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, map_location=worker.device, weights_only=True)
+        if state.get("seed", recipe.seed) != recipe.seed:
+            raise ValueError(
+                f"expected the run in {folder} to go on with its own seed, {state['seed']}, got {recipe.seed}: "
+                "another run takes another --runs, or the folder out of the way"
+            )
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         average = [a.to(worker.device) for a in state["average"]]
@@ -146,6 +153,7 @@ def fit(
                 "seen": seen,
                 "elapsed": elapsed,
                 "step": step,
+                "seed": recipe.seed,
             }
             torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").replace(state_file)

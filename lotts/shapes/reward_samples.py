@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lotts.models import GUIDANCE, load_pipeline, weights_digest
 from lotts.shapes.checker import check
@@ -23,7 +24,9 @@ _SHARD = 64
 SHARES = {"shapes-sd": 1.0, "shapes-flux": 0.375}
 
 
-def draw_samples(runs: Path, count: int, processes: int | None = None) -> list[Path]:
+def draw_samples(
+    runs: Path, count: int, processes: int | None = None, device: str | torch.device | None = None
+) -> list[Path]:
     """Samples on training prompts, ``count`` of ``shapes-sd``, drawn once and kept in ``runs``; the .npz files they are in.
 
     A file's name tells the weights that drew it.
@@ -34,13 +37,16 @@ def draw_samples(runs: Path, count: int, processes: int | None = None) -> list[P
         name = f"{model}-{(weights_digest(model) or '')[:8]}"
         shards = [(folder / f"{name}-{i:04d}.npz", [17, i, number]) for i in range(-(-int(share * count) // _SHARD))]
         missing = [shard for shard in shards if not shard[0].exists()]
-        on_all_cores(functools.partial(_draw_shards, model=model), missing, chunk=1, processes=processes)
+        work = functools.partial(_draw_shards, model=model, device=device)
+        on_all_cores(work, missing, chunk=1, processes=processes, device=device)
         files += [path for path, _ in shards]
     return files
 
 
-def _draw_shards(shards: list[tuple[Path, list[int]]], model: str) -> list[Path]:
-    pipe = load_pipeline(model)
+def _draw_shards(
+    shards: list[tuple[Path, list[int]]], model: str, device: str | torch.device | None = None
+) -> list[Path]:
+    pipe = load_pipeline(model, device=device)
     for path, seed in shards:
         rng = np.random.default_rng(seed)
         texts = [caption(sample_scene(rng), rng) for _ in range(_SHARD)]

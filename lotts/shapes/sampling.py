@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -11,8 +10,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lotts.models import check_device
 from lotts.shapes.draw import SIDE
 from lotts.shapes.scenes import MAX_OBJECTS, MIN_OBJECTS, Scene, caption, sample_scene
+from lotts.threads import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,11 +69,21 @@ def call_arguments(pipe: Any, guidance_scale: float, prompts: int) -> dict[str, 
 
 
 def on_all_cores(
-    work: Callable[[list[T]], list[R]], items: Sequence[T], *, chunk: int = 16, processes: int | None = None
+    work: Callable[[list[T]], list[R]],
+    items: Sequence[T],
+    *,
+    chunk: int = 16,
+    processes: int | None = None,
+    device: str | torch.device | None = None,
 ) -> list[R]:
-    """``work`` on chunks of items, one single-threaded process a core; results in the order of the items."""
+    """``work`` on chunks of items; results in the order of the items.
+
+    One single-threaded process a core where ``device``, on which ``work`` computes, is the CPU; on an accelerator (None: as
+    ``load_pipeline`` chooses) this process alone, which holds it already.
+    """
     chunks = [list(items[i : i + chunk]) for i in range(0, len(items), chunk)]
-    processes = min(processes or os.cpu_count() or 1, len(chunks))
+    wanted = processes or (cores() if check_device(device).type == "cpu" else 1)
+    processes = min(wanted, len(chunks))
     if processes <= 1:
         return [result for part in tqdm(chunks, unit="batch", disable=None) for result in work(part)]
     context = torch.multiprocessing.get_context("spawn")

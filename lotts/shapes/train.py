@@ -37,12 +37,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--onward",
         action="store_true",
-        help=f"{', '.join(FAMILIES)}, verifier: start from the model's own weights in the package, in a run of its own",
+        help=f"{', '.join(FAMILIES)}, verifier: start from the model's own weights in the package, in a run NAME-onward, which "
+        "goes on where it is there already",
     )
     parser.add_argument(
         "--export-only", action="store_true", help="write the weights of the newest checkpoint and stop"
     )
     args = parser.parse_args(argv)
+    if args.images is not None and args.images < 1:
+        parser.error(f"expected --images from 1 up, got {args.images}")
+    if args.onward and args.model in _VAES:
+        parser.error(f"expected --onward with a model out of {', '.join(FAMILIES)}, verifier, got {args.model}")
     runs, model = args.runs / "shapes", args.model
     common = {"device": args.device, "processes": args.processes, "seed": args.seed}
     if args.export_only:
@@ -58,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         _prepare(model, runs, common)
         launch(train_denoiser, model, runs, args.images or FAMILIES[model].images, args.onward, **common)
     else:
-        samples = draw_samples(runs, args.samples, args.processes) if args.samples else []
+        samples = draw_samples(runs, args.samples, args.processes, args.device) if args.samples else []
         launch(train_reward, runs, args.images or VERIFIER_IMAGES, samples, args.onward, **common)
 
 

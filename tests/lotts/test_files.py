@@ -34,3 +34,22 @@ def test_a_file_that_cannot_be_renamed_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="a"):
         write_whole(tmp_path / "a", b"data")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_former_one(tmp_path, monkeypatch):
+    target = tmp_path / "weights"
+    target.mkdir()
+    (target / "a").write_text("first")
+    rename, renames = type(target).rename, []
+
+    def fail_the_second(self, to):
+        renames.append(to)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    monkeypatch.setattr(type(target), "rename", fail_the_second)
+    with pytest.raises(KeyboardInterrupt), whole_folder(target) as folder:
+        (folder / "b").write_text("second")
+    assert (target / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]

@@ -179,3 +179,20 @@ def test_a_run_of_a_gpu_is_replayed_without_one(tiny_pipe, generated, monkeypatc
     again = replay(path, verifier=brightness)
     assert (asked, again.device) == ([None], "cpu")
     assert again.exact
+
+
+def test_a_run_that_draws_more_or_fewer_pictures_is_compared_by_lineage(tiny_pipe, generated):
+    def drop_the_first_refinement(data):
+        del data["samples"][2]
+        data["best"] = 0
+
+    again = replay(edited(generated, drop_the_first_refinement), pipe=tiny_pipe, verifier=brightness)
+    assert [str(difference).split(": ")[1] for difference in again.differences] == ["drawn, but not recorded"]
+    assert (again.rescored, again.exact) == ([], False)
+
+    def claim_another(data):
+        data["samples"].append(data["samples"][-1] | {"refinement": 7})
+
+    again = replay(edited(generated, claim_another), pipe=tiny_pipe, verifier=brightness)
+    told = sorted(str(difference).split(": ")[1] for difference in again.differences)
+    assert told == ["drawn, but not recorded", "recorded, but not drawn again"]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,3 +231,19 @@ def test_a_given_mask_is_saved_with_a_repair(tmp_path):
     folder = save_output(output, tmp_path / "out")
     mask = json.loads((folder / "manifest.json").read_text())["mask"]
     assert (np.asarray(Image.open(folder / mask)) > 127).tolist() == output.samples[0].mask.tolist()
+
+
+def test_a_long_chain_of_refinements_is_drawn():
+    output = fake_output(1, 1, size=(4, 4))
+    first, second = output.samples
+    chain = [first] + [replace(second, parent=index) for index in range(1200)]
+    assert draw_report(replace(output, samples=chain, best=1200)).height > 100
+
+
+def test_a_report_that_cannot_be_drawn_costs_no_manifest(tmp_path, monkeypatch):
+    from lotts.report import save
+
+    monkeypatch.setattr(save, "draw_report", lambda output: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save.save_output(fake_output(), tmp_path / "out")
+    assert (tmp_path / "out" / "manifest.json").is_file()

@@ -135,6 +135,7 @@ def test_pictures_of_a_run_rank_as_in_the_run(tmp_path, capsys):
         (["a.png", "--prompt", "a", "--verifier", "nobody"], "expected a verifier out of"),
         (["a.png", "--prompt", "a", "--verifier", "shapes"], "grammar|scattered"),
         (["a.png", "--prompt", "a", "--device", "abacus"], "expected a torch device"),
+        (["a.png", "--prompt", "a", "--batch-size", "0"], "expected batch_size to be a whole number"),
     ],
 )
 def test_a_users_error_is_one_line(folder, monkeypatch, capsys, arguments, message):
@@ -158,6 +159,15 @@ def test_deep_and_broken_pictures_are_named(folder):
             scoring.score_files([folder / name], ["a"], "red", device="cpu")
         assert name in str(told.value)
         assert words in str(told.value)
+
+
+def test_a_score_that_is_no_number_names_where_its_pictures_begin(folder, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 2)
+    monkeypatch.setitem(
+        verifiers.REGISTRY, "fickle", lambda: lambda images, prompts: [float("nan")] * len(images) if len(images) == 1 else [0.0, 0.0]
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"picture 0 \('a'\) nan.*picture 0 being .*c\.png"):
+        scoring.score_files(scoring.files_of([folder]), ["a"] * 3, "fickle")
 
 
 def test_files_of_prompts_may_begin_with_a_mark_and_hold_any_separator(tmp_path):

@@ -8,9 +8,9 @@ import torch
 
 import lotts
 from lotts import models
-from lotts.shapes import build, build_flux, build_sdxl
+from lotts.shapes import build, build_flux, build_sdxl, train
 from lotts.shapes.families import FluxFamily, StableDiffusionFamily, StableDiffusionXLFamily
-from lotts.shapes.loop import Worker
+from lotts.shapes.loop import Recipe, Worker, fit
 from lotts.shapes.scenes import QUALITY_PREFIX, caption, sample_scene
 from lotts.shapes.train_denoiser import WEIGHTS, LatentPool, captioned, train_denoiser
 from lotts.shapes.train_text import TextLoss
@@ -221,3 +221,24 @@ def test_training_goes_onward_from_the_weights_that_are_there(weights, tmp_path)
     kept = UNet2DConditionModel.from_pretrained(WEIGHTS / "sd" / "unet")
     for mine, theirs in zip(start.unet.parameters(), kept.parameters(), strict=True):
         assert torch.equal(mine, theirs.float())
+
+
+def test_a_run_goes_on_with_its_own_seed_alone(tmp_path):
+    def train(seed, images):
+        model = torch.nn.Linear(1, 1)
+        recipe = Recipe(images=images, batch_size=2, learning_rate=1e-3, seed=seed)
+        worker = Worker(0, 1, seed, torch.device("cpu"))
+        return fit(worker, model, lambda rng, noise: (model(torch.ones(2, 1)).square().mean(), {}), recipe, tmp_path)
+
+    train(3, 4)
+    train(3, 8)
+    with pytest.raises(ValueError, match="its own seed, 3, got 4"):
+        train(4, 12)
+
+
+@pytest.mark.parametrize("arguments", [["vae", "--onward"], ["sd", "--images", "0"]])
+def test_arguments_that_mean_nothing_are_refused(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(train, "launch", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    assert "expected --" in capsys.readouterr().err
