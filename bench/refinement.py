@@ -123,7 +123,9 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for arm in rows[0]["arms"]:
             now = {key: np.array([r["arms"][arm][key] for r in chosen]) for key in base}
-            better = now["score"] > base["score"]
+            # Under an empty mask the picture is the candidate's, but for the last bits of another batch.
+            touched = np.array([r["arms"][arm]["area"] > 0 for r in chosen])
+            better = touched & (now["score"] > base["score"])
             table[band]["arms"][arm] = {
                 "area": round(float(np.mean([r["arms"][arm]["area"] for r in chosen])), 3),
                 "accepted": mean_and_error(better),

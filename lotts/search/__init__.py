@@ -27,7 +27,7 @@ __all__ = ["METHODS", "Budget", "Method", "check", "check_comparable", "run"]
 
 
 #: Raised whenever the same arguments draw other pictures than before, or find other masks: comparisons then begin anew.
-VERSION = 3
+VERSION = 4
 
 
 class Method(NamedTuple):

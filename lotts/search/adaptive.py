@@ -1,18 +1,19 @@
-"""Our own searches, beyond the paper: refine the best so far, and spend each unit of compute where it should pay most."""
+"""Our own searches, beyond the paper: refine the best so far, and spend each unit of compute where it is likeliest to pay."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import ceil, erfc, exp, pi, sqrt
-from statistics import fmean, pstdev
-from typing import Any
+from dataclasses import dataclass
+from math import ceil
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 
 from lotts.checks import real, whole
 from lotts.localize import check_ratio, check_threshold
 from lotts.output import LoTTSOutput
+from lotts.resample import grow
 from lotts.resample_config import ResampleConfig
 from lotts.search.independent import resample_config, resolved
 from lotts.search.pool import Pool
@@ -43,103 +44,143 @@ def lotts_chain(
     return pool.output(**resolved(config))
 
 
+#: How many outcomes the beliefs to begin with are worth.
+WEIGHT = 2.0
+#: How often a refinement was seen to raise a picture that has flaws: where its source is sure, and elsewhere (docs/search.md).
+SURE, WEAKEST = 0.75, 0.4
+#: Before this share of all steps what a picture will become cannot be told.
+EARLIEST_LOOK = 0.6
+#: Every so many looks the refinement is finished whatever it looks like, so that what looks are worth stays known.
+FINISHED_ANYWAY = 4
+
+
 @dataclass
-class Gains:
-    """What an action has brought so far: its outcomes, and beliefs to begin with as good as ``weight`` outcomes."""
+class Place:
+    """Where refinements resample, and how often they raised the best score.
 
-    mean: float
-    std: float
-    weight: float = 2.0
-    seen: list[float] = field(default_factory=list)
+    The weakest ``ratio`` of the picture; with a ``threshold`` only what is above it, and a cell around.
+    """
 
-    def belief(self) -> tuple[float, float]:
-        """Mean and standard deviation of the next outcome."""
-        n, w = len(self.seen), self.weight
-        if not n:
-            return self.mean, self.std
-        mean = (w * self.mean + n * fmean(self.seen)) / (w + n)
-        spread = n * pstdev(self.seen) ** 2 + n * (fmean(self.seen) - mean) ** 2
-        variance = (w * (self.std**2 + (self.mean - mean) ** 2) + spread) / (w + n)
-        return mean, sqrt(variance)
+    ratio: float
+    threshold: float | None = None
+    prior: float = WEAKEST
+    tries: int = 0
+    successes: int = 0
+
+    def chance(self, stuck: int) -> float:
+        """That one more raises the best score, held by a picture that ``stuck`` refinements did not surpass."""
+        share = (WEIGHT * self.prior + self.successes) / (WEIGHT + self.tries)
+        return share * WEIGHT / (WEIGHT + stuck)
+
+    def mask(self, pool: Pool, index: int) -> torch.Tensor:
+        """bool [1, h, w], empty where there is nothing to resample."""
+        mask = pool.mask(index, self.ratio, self.threshold)
+        return mask if self.threshold is None else grow(mask, 1)
 
 
-def expected_improvement(mean: float, std: float, best: float) -> float:
-    """E[max(0, X - best)] of a normal X: by how much one more outcome should raise the best."""
-    if std <= 0:
-        return max(0.0, mean - best)
-    z = (mean - best) / std
-    # erfc keeps its digits far below; the two terms still cancel there, and rounding may leave less than nothing.
-    return max(0.0, std * (z * 0.5 * erfc(-z / sqrt(2)) + exp(-0.5 * z * z) / sqrt(2 * pi)))
+class Action(NamedTuple):
+    """A unit of compute: a refinement of the best picture, or another picture where there is no ``place``."""
+
+    chance: float
+    price: float
+    place: Place | None = None
+    config: ResampleConfig | None = None
 
 
 def lotts_adaptive(
     pool: Pool,
     *,
-    num_candidates: int = 2,
-    mask_ratios: Sequence[float] = (0.25, 0.5),
+    num_candidates: int = 1,
+    mask_ratios: Sequence[float] = (0.2, 0.5),
     mask_threshold: float | None = None,
-    noise_shares: Sequence[float] = (0.4, 0.6, 0.8),
+    noise_shares: Sequence[float] = (0.4, 0.6, 0.2),
     stop_at: float | None = 0.5,
-    least_gain: float = 0.0,
+    least_chance: float = 0.0,
     **resample: Any,
 ) -> LoTTSOutput:
-    """Spend each unit of compute on the action that is expected to raise the best score most for what it costs.
+    """Spend each unit of compute on the action that is most likely to raise the best score for what it costs.
 
-    After ``num_candidates`` pictures the actions are: another picture, or a refinement of one of the two best so far
-    (refinements included) with one of the mask ratios at one of the noise steps. An action's outcomes (a picture's score; a
-    refinement's change of its parent's score) are taken as normal, with the mean and spread that it has shown so far beside a
-    weak belief to begin with: that refinements change nothing on average, half as widely as pictures differ.
-    Its value is the expected improvement over the best score for what it costs in the budget's unit. On its way a refinement is looked at
-    once: when finishing it is worth less than starting the best action anew, by the score of the picture that it is predicted to
-    become and by how such predictions erred so far, it ends there. The search ends with the budget, or when no action is
-    expected to bring ``least_gain``.
+    After ``num_candidates`` pictures the actions are: another picture, or a refinement of the best so far, itself a refinement
+    or not, in one of several places. Any of n pictures is as likely the highest as the others, so another one has a chance of
+    1 / (n + 1); refinements that succeeded count among the n. A refinement's chance is the share of successes in its place on this
+    prompt, beside a belief to begin with, and falls with each refinement that the best picture has withstood. On its way it is
+    looked at once: where the picture that it is predicted to become scores below the best, it ends there.
 
     Args:
-        least_gain: in score for a unit of the budget (a network row, where that is seconds).
-        mask_threshold: see ``lotts.LoTTS``; a leader in which nothing is above it is not refined.
-        noise_shares: where refinements may start, as shares of the steps counted from pure noise.
-        stop_at: after which share of its own steps a refinement is looked at, in (0, 1); None: never, nor with a budget of samples,
-            of which a refinement that is given up takes none.
+        mask_ratios: places: the weakest shares of the picture.
+        mask_threshold: one more place: where the defect map is above it, half of the picture at most, and a cell around.
+            None: the source's own, where its map has a scale (that of ``verifier``: 0.5).
+        noise_shares: where refinements of one picture start, in turn, as shares of the steps counted from pure noise. With
+            a budget of samples, of which each costs one, the earliest comes first.
+        stop_at: after which share of its own steps a refinement is looked at, in (0, 1), but not before 0.6 of all; None:
+            never, nor with a budget of samples, of which a refinement that is given up takes none.
+        least_chance: the search ends with the budget, or where no action is as likely as this to raise the best score.
         resample: the rest of ``ResampleConfig``, with the defaults of ``lotts.LoTTS``.
     """
-    steps = pool.request.steps
-    ratios, shares = _shares("mask_ratios", mask_ratios), _shares("noise_shares", noise_shares)
-    for ratio in ratios:
-        check_ratio(ratio)
-    configs = _configs(steps, shares, **resample)
-    settings = [(ratio, config) for ratio in ratios for config in configs]
-    check_threshold(mask_threshold)
+    steps, by_samples = pool.request.steps, pool.budget.unit == "samples"
+    shares = _shares("noise_shares", noise_shares)
+    configs = _configs(steps, sorted(shares) if by_samples else shares, **resample)
+    places = _places(pool, mask_ratios, mask_threshold)
+    if not 0 <= real("least_chance", least_chance) <= 1:
+        raise ValueError(f"expected least_chance in [0, 1], got {least_chance}")
     if stop_at is not None and not 0 < real("stop_at", stop_at) < 1:
         raise ValueError(f"expected stop_at in (0, 1) or None, got {stop_at}")
-    share = None if pool.budget.unit == "samples" else stop_at
-    _check_looks(pool, configs, share)
-    pool.candidates(whole("num_candidates", num_candidates, 1))
-    spread = max(pstdev(pool.scores), 1e-6 + 0.05 * abs(fmean(pool.scores)))
-    pictures = Gains(fmean(pool.scores), spread, seen=pool.scores)
-    changes = [Gains(0.0, 0.5 * spread) for _ in settings]
-    errors = Gains(0.0, 0.5 * spread)  # of predicted scores
-    given_up = 0
+    looks = _Looks(pool, None if by_samples else stop_at)
+    looks.check(configs)
+    drawn = pool.candidates(whole("num_candidates", num_candidates, 1))
+    pictures, given_up, withstood = len(drawn), 0, dict[int, int]()
     while True:
-        actions = _actions(pool, settings, mask_threshold, pictures, changes)
-        value, action = max(actions, key=lambda pair: pair[0], default=(0.0, None))
-        if action is None or value <= least_gain:
+        best = pool.best
+        actions = _actions(pool, places, configs, pictures, withstood.get(best, 0))
+        chosen = max(actions, key=lambda action: action.chance / action.price, default=None)
+        if chosen is None or max(action.chance for action in actions) < least_chance:
             break
-        if action == NEW:
-            pictures.seen += [pool.drawn[i].score for i in pool.candidates(1)]
-            continue
-        parent, chosen = action
-        ratio, config = settings[chosen]
-        look = _Look(pool, config, share, value, errors)
-        mask = pool.mask(parent, ratio, mask_threshold)
-        drawn = pool.refine([parent], mask, config, look_at=look.step, go_on=look.go_on)
-        if not drawn and look.predicted is None:  # the time ran out since the action was chosen
+        if chosen.place is None or chosen.config is None:
+            drawn = pool.candidates(1)
+            pictures += 1
+        else:
+            before, place = pool.drawn[best].score, chosen.place
+            go_on = looks.begin(chosen.config)
+            drawn = pool.refine([best], place.mask(pool, best), chosen.config, look_at=go_on.step, go_on=go_on)
+            given_up += not drawn
+            if drawn:
+                looks.learn(go_on.predicted, pool.drawn[drawn[0]].score)
+            place.tries += 1
+            place.successes += bool(drawn) and pool.drawn[drawn[0]].score > before
+            withstood[best] = withstood.get(best, 0) + 1
+            drawn = drawn or ([best] if go_on.predicted is not None else [])
+        if not drawn:  # the time ran out since the action was chosen
             break
-        given_up += not drawn
-        outcome = pool.drawn[drawn[0]].score if drawn else look.expected
-        if drawn and look.predicted is not None:
-            errors.seen.append(outcome - look.predicted)
-        changes[chosen].seen.append(outcome - pool.drawn[parent].score)
-    return pool.output(mask_ratios=ratios, noise_shares=shares, given_up=given_up)
+    thresholds = [place.threshold for place in places if place.threshold is not None]
+    return pool.output(
+        mask_ratios=list(mask_ratios), mask_threshold=thresholds[0] if thresholds else None, noise_shares=shares, given_up=given_up
+    )  # fmt: skip
+
+
+def _places(pool: Pool, ratios: Sequence[float], threshold: float | None) -> list[Place]:
+    """Where refinements may resample: at least one place."""
+    check_threshold(threshold)
+    threshold = getattr(pool.request.source, "sure", None) if threshold is None else threshold
+    sure = [] if threshold is None else [Place(0.5, threshold, SURE)]
+    listed = [] if sure and isinstance(ratios, (list, tuple)) and not ratios else _shares("mask_ratios", ratios)
+    for ratio in listed:
+        check_ratio(ratio)
+    return sure + [Place(ratio) for ratio in listed]
+
+
+def _actions(pool: Pool, places: list[Place], configs: list[ResampleConfig], pictures: int, stuck: int) -> list[Action]:
+    """Everything that still fits in the budget; the best picture has withstood ``stuck`` refinements."""
+    steps, best = pool.request.steps, pool.best
+    config = configs[stuck % len(configs)]
+    left, localise = steps - config.noise_step, pool.localises(config)
+    found = []
+    if pool.affords(left, localise):
+        price = pool.price(left, localise)
+        found = [Action(p.chance(stuck), price, p, config) for p in places if p.mask(pool, best).any()]
+    if pool.affords(steps):
+        rose = pictures + sum(place.successes for place in places)
+        found.append(Action(1 / (1 + rose), pool.price(steps)))
+    return found
 
 
 def _configs(steps: int, shares: Sequence[float], global_steps: int | None = None, **rest: Any) -> list[ResampleConfig]:
@@ -157,70 +198,49 @@ def _shares(name: str, values: Sequence[float]) -> list[float]:
     return listed
 
 
-def _look_step(steps: int, config: ResampleConfig, share: float | None) -> int | None:
-    """The step after which a refinement has taken ``share`` of its own; None where there is none left, or no share."""
-    own = steps - config.noise_step
-    taken = own if share is None else ceil(round(own * share, 9))
-    return config.noise_step + taken - 1 if taken < own else None
+class _Looks:
+    """When refinements are looked at on their way, and what looks were worth so far on this prompt."""
 
+    def __init__(self, pool: Pool, share: float | None) -> None:
+        self.pool, self.share = pool, share
+        self.errors: list[float] = []
+        self.taken = 0
 
-def _check_looks(pool: Pool, configs: list[ResampleConfig], share: float | None) -> None:
-    """ValueError, before any compute, where the sampler cannot tell what a picture will become."""
-    latents = torch.zeros(1, 1, 1, 1)
-    for config in configs:
-        if (step := _look_step(pool.request.steps, config, share)) is not None:
-            pool.request.backbone.clean_estimate(latents, latents, step)
+    def step(self, config: ResampleConfig) -> int | None:
+        """The step after which a refinement is looked at; None where nothing would be saved."""
+        steps = self.pool.request.steps
+        if self.share is None:
+            return None
+        own = ceil(round((steps - config.noise_step) * self.share, 9))
+        done = max(config.noise_step + own, ceil(round(steps * EARLIEST_LOOK, 9)))
+        return done - 1 if done < steps else None
+
+    def check(self, configs: list[ResampleConfig]) -> None:
+        """ValueError, before any compute, where the sampler cannot tell what a picture will become."""
+        latents = torch.zeros(1, 1, 1, 1)
+        for config in configs:
+            if (step := self.step(config)) is not None:
+                self.pool.request.backbone.clean_estimate(latents, latents, step)
+
+    def begin(self, config: ResampleConfig) -> _Look:
+        return _Look(self, self.step(config), max(self.pool.scores))
+
+    def learn(self, predicted: float | None, score: float) -> None:
+        """A refinement that was finished scores so; it was predicted to, where it was looked at."""
+        if predicted is not None:
+            self.errors.append(score - predicted)
 
 
 class _Look:
-    """Whether a refinement is worth finishing: ``value`` is what the best action promises for its price.
+    """Whether a refinement is worth finishing. ``predicted``: the score seen at ``step``."""
 
-    ``step``: where it is looked at, None where nothing would be saved; ``predicted``: the score seen there.
-    """
-
-    def __init__(self, pool: Pool, config: ResampleConfig, share: float | None, value: float, errors: Gains) -> None:
-        steps = pool.request.steps
-        self.step = _look_step(steps, config, share)
-        left = 0 if self.step is None else steps - 1 - self.step
-        self.price, self.best, self.value = pool.price(left, pool.localises(config)), max(pool.scores), value
-        self.errors = errors
+    def __init__(self, looks: _Looks, step: int | None, best: float) -> None:
+        self.looks, self.step, self.best = looks, step, best
         self.predicted: float | None = None
 
-    @property
-    def expected(self) -> float:
-        """The score that it should come to."""
-        assert self.predicted is not None
-        return self.predicted + self.errors.belief()[0]
-
-    def go_on(self, predicted: float) -> bool:
+    def __call__(self, predicted: float) -> bool:
         self.predicted = predicted
-        return expected_improvement(self.expected, self.errors.belief()[1], self.best) / self.price > self.value
-
-
-#: The action of drawing another picture, beside (parent, setting) pairs.
-NEW = (-1, -1)
-
-
-def _actions(
-    pool: Pool,
-    settings: list[tuple[float, ResampleConfig]],
-    threshold: float | None,
-    pictures: Gains,
-    changes: list[Gains],
-) -> list[tuple[float, tuple[int, int]]]:
-    """(expected improvement for its price, action) of everything that still fits in the budget."""
-    steps, best = pool.request.steps, max(pool.scores)
-    found = []
-    if pool.affords(steps):
-        found.append((expected_improvement(*pictures.belief(), best) / pool.price(steps), NEW))
-    leaders = sorted(range(len(pool)), key=lambda i: (-pool.drawn[i].score, i))[:2]
-    leaders = [leader for leader in leaders if pool.mask(leader, 1.0, threshold).any()]
-    for chosen, (_, config) in enumerate(settings):
-        left, localise = steps - config.noise_step, pool.localises(config)
-        if not pool.affords(left, localise):
-            continue
-        mean, std = changes[chosen].belief()
-        for parent in leaders:
-            gain = expected_improvement(pool.drawn[parent].score + mean, std, best)
-            found.append((gain / pool.price(left, localise), (parent, chosen)))
-    return found
+        self.looks.taken += 1
+        if self.looks.taken % FINISHED_ANYWAY == 1:
+            return True
+        return predicted + median(self.looks.errors) > self.best

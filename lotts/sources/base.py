@@ -46,6 +46,7 @@ class MapSource(Protocol):
     where the sample begins at step ``first`` of ``steps``; ``text_encodes`` the texts that the first watch of a run encodes;
     ``reads_steps`` whether its watch looks on while a sample is denoised, for which all of the network has to be computed, or
     only at what came of it.
+    A source whose map has a scale may have ``sure``, the level above which it holds something for wrong.
     A source may have ``check(backbone, prompt, steps)``, which raises ValueError, before any compute, where it could find nothing.
     """
 

@@ -89,6 +89,8 @@ class DefectsSource(CheckerSource):
     """The true defects: damage, objects that are not right, stated places of missing ones, extra objects."""
 
     name = "defects"
+    #: Half of a cell.
+    sure = 0.5
 
     def pixels(self, image: np.ndarray, prompt: str) -> np.ndarray:
         from lotts.shapes.checker import check

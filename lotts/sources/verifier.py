@@ -26,6 +26,8 @@ class VerifierSource:
     """
 
     name, text_encodes, reads_steps = "verifier", 0, False
+    #: The map is a chance: above it, that something is wrong is likelier than not.
+    sure = 0.5
 
     def __init__(self, verifier: Judge) -> None:
         if not hasattr(verifier, "defect_maps"):

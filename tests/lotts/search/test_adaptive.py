@@ -1,13 +1,14 @@
 """What lotts_adaptive does next, and when it gives a refinement up."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from searching import STEPS
+from searching import STEPS, found
 
 from lotts.resample_config import ResampleConfig
 from lotts.search import run
-from lotts.search.adaptive import NEW, Gains, _actions, _configs, expected_improvement
-from lotts.search.budget import Budget
+from lotts.search.adaptive import Place, _configs, _Looks, _places
 from lotts.search.independent import resample_config
 from lotts.search.pool import Pool
 
@@ -40,14 +41,16 @@ def adaptive(pipe, told, stop_at=0.5, budget="nfe=90", **options):
 
 
 def test_a_refinement_that_looks_hopeless_is_given_up(tiny_pipe):
-    """Every picture after the first two looks far worse: two of a refinement's four steps are taken, and no sample is made of it."""
-    out, judged = adaptive(tiny_pipe, lambda before: [1.0, 1.1][before] if before < 2 else -50.0)
+    """Every picture after the first looks far worse. One refinement in four is finished; of the others two of four steps are taken,
+    and no sample is made of them."""
+    out, judged = adaptive(tiny_pipe, lambda before: -50.0 if before else 1.0, budget="nfe=200")
     given_up = out.settings["given_up"]
-    assert given_up > 0
-    candidates = len(out.samples)
-    assert all(sample.kind == "candidate" for sample in out.samples)
-    assert out.cost.nfe == 2 * STEPS * candidates + 2 * 2 * given_up
-    assert judged == out.cost.verifier_calls == candidates + given_up
+    candidates = sum(sample.kind == "candidate" for sample in out.samples)
+    finished = len(out.samples) - candidates
+    assert finished == -(-(given_up + finished) // 4)
+    assert given_up > finished > 0
+    assert out.cost.nfe == 2 * STEPS * candidates + 2 * 4 * finished + 2 * 2 * given_up
+    assert judged == out.cost.verifier_calls == candidates + 2 * finished + given_up
     assert out.settings["stop_at"] == 0.5
 
 
@@ -69,7 +72,7 @@ def test_nothing_is_given_up_where_that_is_not_asked_for_or_saves_nothing(tiny_p
 def test_what_is_looked_at_is_the_parent_outside_the_mask(tiny_pipe, monkeypatch):
     shown = []
     monkeypatch.setattr(Pool, "judge", lambda self, latents: shown.append(latents) or JUDGE(self, latents))
-    out, _ = adaptive(tiny_pipe, lambda before: 1.0 + 0.1 * before, budget="nfe=32")
+    out, _ = adaptive(tiny_pipe, lambda before: 1.0 + 0.1 * before, budget="nfe=22")
     (refined,) = [sample for sample in out.samples if sample.kind == "refinement"]
     *candidates, looked, finished = [latents for batch in shown for latents in batch]
     before, mask = candidates[refined.parent], refined.mask
@@ -78,49 +81,86 @@ def test_what_is_looked_at_is_the_parent_outside_the_mask(tiny_pipe, monkeypatch
     assert not torch.equal(looked, finished)
 
 
-class Fake:
-    """A pool of two judged pictures whose refinements cost half as much as pictures."""
-
-    def __init__(self, unit, scores):
-        self.budget, self.scores = Budget(unit, 100), scores
-        self.drawn = [type("Drawn", (), {"score": score})() for score in scores]
-        self.request = type("Request", (), {"steps": STEPS})()
-
-    def __len__(self):
-        return len(self.scores)
-
-    def affords(self, steps, localise=True):
-        return 1
-
-    def price(self, steps, localise=True):
-        return 1 if self.budget.unit == "samples" else 2 * steps
-
-    def localises(self, config):
-        return True
-
-    def mask(self, *args):
-        return torch.ones(1, 2, 2, dtype=torch.bool)
+def test_a_chance_is_the_one_worked_out_by_hand():
+    place = Place(0.2, tries=3, successes=2)
+    assert place.chance(0) == pytest.approx((2 * 0.4 + 2) / 5)
+    assert place.chance(4) == pytest.approx((2 * 0.4 + 2) / 5 / 3)
+    assert Place(0.5, 0.5, prior=0.75).chance(0) == 0.75
 
 
-@pytest.mark.parametrize("unit", ["nfe", "samples"])
-def test_the_best_action_is_the_one_worked_out_by_hand(unit):
-    pool = Fake(unit, [1.0, 2.0])
-    settings = [(0.5, resample_config(STEPS, STEPS // 2))]
-    pictures, changes = Gains(1.5, 0.5, seen=[1.0, 2.0]), [Gains(0.1, 0.4)]
-    found = {action: value for value, action in _actions(pool, settings, None, pictures, changes)}
-    # two outcomes 1 and 2 beside a belief worth two of 1.5 +- 0.5: 1.5 +- sqrt((2 * 0.25 + 2 * 0.25) / 4)
-    new = expected_improvement(1.5, 0.5, 2.0) / (12 if unit == "nfe" else 1)
-    assert found[NEW] == pytest.approx(new)
-    for parent, score in enumerate(pool.scores):
-        gain = expected_improvement(score + 0.1, 0.4, 2.0)
-        assert found[parent, 0] == pytest.approx(gain / (6 if unit == "nfe" else 1))
-    assert max(found, key=found.get) == (1, 0)
+@pytest.mark.parametrize("budget", ["nfe=500", "samples=36"])
+def test_where_refinements_bring_nothing_most_is_spent_on_pictures(tiny_pipe, monkeypatch, budget):
+    keep = Pool._keep
+
+    def worse(self, kind, *rest):
+        indices = keep(self, kind, *rest)
+        for index in indices:
+            self.drawn[index].score = float(index) if kind == "candidate" else -1000.0
+        return indices
+
+    monkeypatch.setattr(Pool, "_keep", worse)
+    out = found(tiny_pipe, "lotts_adaptive", budget, batch_size=1)
+    kinds = [sample.kind for sample in out.samples]
+    # each is tried two or three times on each leader, less and less
+    assert kinds.count("candidate") >= (0.5 if budget.startswith("samples") else 0.35) * len(kinds)
+    assert out.samples[out.best].kind == "candidate"
+
+
+def test_where_refinements_help_they_are_what_is_drawn(tiny_pipe, monkeypatch):
+    keep = Pool._keep
+
+    def better(self, kind, *rest):
+        indices = keep(self, kind, *rest)
+        for index in indices:
+            self.drawn[index].score = 0.0 if kind == "candidate" else float(index)
+        return indices
+
+    monkeypatch.setattr(Pool, "_keep", better)
+    out = found(tiny_pipe, "lotts_adaptive", "nfe=300")
+    assert [sample.kind for sample in out.samples].count("candidate") == 1
+    assert [sample.parent for sample in out.samples[1:]] == list(range(len(out.samples) - 1))  # always the best
+
+
+def test_a_source_that_is_sure_adds_a_place(tiny_pipe):
+    class Half:
+        """Sure of the left half, in which the mask then is; a cell around joins it."""
+
+        name, sure = "half", 0.5
+
+    for source, ratios, expected in (
+        (Half(), (0.2,), [(0.5, 0.5), (0.2, None)]),
+        (Half(), (), [(0.5, 0.5)]),
+        (object(), (0.2, 0.5), [(0.2, None), (0.5, None)]),
+    ):
+        pool = SimpleNamespace(request=SimpleNamespace(source=source))
+        assert [(place.ratio, place.threshold) for place in _places(pool, ratios, None)] == expected
+    with pytest.raises(ValueError, match="mask_ratios as a list"):
+        _places(SimpleNamespace(request=SimpleNamespace(source=object())), (), None)
+    seen = torch.zeros(1, 6, 6, dtype=torch.bool)
+    seen[:, 2:4, 2:4] = True
+    pool = SimpleNamespace(mask=lambda *arguments: seen)
+    assert Place(0.5, 0.5).mask(pool, 0).sum() == 16
+    assert torch.equal(Place(0.5).mask(pool, 0), seen)
+
+
+def test_looks_come_late_and_learn_their_bias(tiny_pipe):
+    pool = SimpleNamespace(request=SimpleNamespace(steps=20), scores=[1.0, 2.0])
+    looks = _Looks(pool, 0.5)
+    assert [looks.step(resample_config(20, start)) for start in (0, 4, 8, 12, 19)] == [11, 11, 13, 15, None]
+    assert _Looks(pool, None).step(resample_config(20, 8)) is None
+    look = looks.begin(resample_config(20, 8))
+    assert look(-5.0)  # the first is finished whatever it looks like
+    looks.learn(look.predicted, -2.0)
+    assert [looks.begin(resample_config(20, 8))(score) for score in (-0.9, -1.1, 0.0, -9.0, -1.1)] == [
+        *(True, False, True),
+        *(True, False),  # the fifth of all is finished anyway
+    ]
 
 
 def test_a_clock_that_runs_out_between_choice_and_action_ends_the_search(tiny_pipe, monkeypatch):
     monkeypatch.setattr(Pool, "refine", lambda *args, **kwargs: [])
     out, judged = adaptive(tiny_pipe, lambda before: 1.0, budget="seconds=60")
-    assert len(out.samples) == judged == 2
+    assert len(out.samples) == judged == 1
 
 
 def test_refinements_start_where_a_masked_step_is_left():
@@ -130,9 +170,11 @@ def test_refinements_start_where_a_masked_step_is_left():
         assert len(set(starts)) == len(starts)
 
 
-def test_the_search_ends_when_nothing_promises_enough(tiny_pipe):
-    out, _ = adaptive(tiny_pipe, lambda before: 1.0 + 0.1 * before, budget="nfe=70")
-    assert out.cost.nfe > 55
-    ended, _ = adaptive(tiny_pipe, lambda before: 1.0 + 0.1 * before, budget="nfe=70", least_gain=10.0)
-    assert ended.cost.nfe == 2 * 2 * STEPS
-    assert ended.settings["least_gain"] == 10.0
+def test_the_search_ends_when_nothing_is_likely_enough(tiny_pipe):
+    out, _ = adaptive(tiny_pipe, lambda before: 1.0, budget="nfe=120")
+    assert out.cost.nfe > 100
+    ended, _ = adaptive(tiny_pipe, lambda before: 1.0, budget="nfe=120", least_chance=0.3)
+    assert ended.cost.nfe < 80
+    assert ended.settings["least_chance"] == 0.3
+    with pytest.raises(ValueError, match="least_chance in"):
+        adaptive(tiny_pipe, lambda before: 1.0, least_chance=2.0)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lotts.backbones.schedulers import clean_estimate, linear_update, signal_and_noise
-from lotts.search.adaptive import Gains, expected_improvement
 from lotts.search.particle import Weights, systematic
 
 REWARDS = [torch.tensor(r, dtype=torch.float64) for r in ([1.0, 2.0], [3.0, 1.0], [2.0, 2.5])]
@@ -56,21 +55,6 @@ def test_systematic_resampling_keeps_each_particle_as_often_as_its_weight_says(r
     assert ((counts - expected).abs() < 1 + 1e-9).all()
 
 
-@given(st.floats(-3, 3), st.floats(0.01, 3), st.floats(-3, 3))
-def test_expected_improvement_is_the_integral(mean, std, best):
-    z = np.linspace(-9, 9, 20_001)
-    density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-    integral = np.trapezoid(np.maximum(0, mean + std * z - best) * density, z)
-    assert expected_improvement(mean, std, best) == pytest.approx(integral, abs=2e-6)
-
-
-@pytest.mark.parametrize("z", [-6.0, -8.2, -12.0, -30.0])
-def test_expected_improvement_far_below_is_tiny_and_not_nothing(z):
-    """Its tail: density / z^2, to a few parts in z^2."""
-    tail = math.exp(-0.5 * z * z) / math.sqrt(2 * math.pi) / z**2
-    assert expected_improvement(z, 1.0, 0.0) == pytest.approx(tail, rel=3.5 / z**2 + 1e-3)
-
-
 def test_the_last_step_of_the_stochastic_flow_adds_no_noise():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -92,20 +76,6 @@ def test_eulers_stochastic_form_is_euler_ancestral():
             (expected.latents, expected.prediction, expected.noise), rel=1e-4
         )
     assert linear_update(plain, 3).noise == 0
-
-
-def test_beliefs_go_over_to_what_was_seen():
-    gains = Gains(mean=0.0, std=1.0)
-    assert gains.belief() == (0.0, 1.0)
-    gains.seen = [2.0] * 1000
-    mean, std = gains.belief()
-    assert mean == pytest.approx(2, abs=0.01)
-    gains.seen = [1.0, 3.0]  # beside two outcomes' worth of 0 +- 1: mean 1, variance (2 * (1 + 1) + 2 * 1 + 2 * 1) / 4
-    assert gains.belief() == pytest.approx((1.0, 2**0.5))
-    gains.seen = [2.0] * 1000
-    mean, std = gains.belief()
-    assert std < 0.1
-    assert expected_improvement(1.0, 0.0, 0.5) == 0.5
 
 
 def test_the_stochastic_flow_keeps_the_marginals():
