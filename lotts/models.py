@@ -20,6 +20,7 @@ EMBEDDED: dict[str, tuple[Path, str]] = {
 }
 #: Classifier-free guidance that suits each; docs/shapes.md has how scenes come out under others.
 GUIDANCE = {"shapes-sd": 2.0, "shapes-sdxl": 3.0, "shapes-flux": 3.0}
+FLOWS = ("FluxPipeline", "StableDiffusion3Pipeline")
 DTYPES = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -38,7 +39,8 @@ def load_pipeline(
         name: an embedded pipeline ("shapes-sd", "shapes-sdxl", "shapes-flux"), a local folder with a model_index.json, or
             a hub id "owner/name".
         device: where it goes; default: cuda if there is one, else cpu.
-        dtype: "fp32", "fp16", "bf16" or a torch dtype. Default: fp32, but fp16 for other models than the embedded on cuda.
+        dtype: "fp32", "fp16", "bf16" or a torch dtype. Default: fp32, but on cuda, for other models than the embedded, bf16 for
+            FLUX and Stable Diffusion 3 and fp16 for the rest.
 
     Raises:
         FileNotFoundError: the embedded weights are not there.
@@ -74,7 +76,10 @@ def default_settings(name: str) -> dict[str, Any]:
 
 def default_dtype(name: str, device: str | torch.device | None = None) -> torch.dtype:
     """The precision that ``load_pipeline`` takes by itself."""
-    return torch.float16 if check_device(device).type == "cuda" and name not in EMBEDDED else torch.float32
+    if check_device(device).type != "cuda" or name in EMBEDDED:
+        return torch.float32
+    # Those trained to follow a flow are published in bfloat16, and some of their text encoders overflow in float16.
+    return torch.bfloat16 if _class_name(location(name)) in FLOWS else torch.float16
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -124,10 +129,17 @@ def _check_class(location: str) -> None:
 
     from lotts.backbones import FAMILIES
 
-    name = str(diffusers.DiffusionPipeline.load_config(location).get("_class_name"))
+    name = _class_name(location)
     found = getattr(diffusers, name, None)
     if not isinstance(found, type) or not {base.__name__ for base in found.__mro__} & set(FAMILIES):
         raise TypeError(f"expected a pipeline out of {', '.join(FAMILIES)}, got {name} in {location}")
+
+
+def _class_name(location: str) -> str:
+    """What pipeline a folder or a hub id says it is."""
+    import diffusers
+
+    return str(diffusers.DiffusionPipeline.load_config(location).get("_class_name"))
 
 
 def _read(location: str, dtype: torch.dtype) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ class LoTTS:
         candidates, heatmaps = self.candidates(request)
         masks = quality_mask(heatmaps["P"], mask_ratio, mask_threshold)
         refined = request.refine(candidates, masks)
+        candidates = [replace(candidate, trace=None) for candidate in candidates]  # traces are large, and have served
         images = request.pictures([candidate.result for candidate in candidates])
         return request.verified(request.pool("candidate", images, candidates, heatmaps, masks, refined))
 

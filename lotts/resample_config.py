@@ -44,6 +44,11 @@ class ResampleConfig:
         check_sparse(self.sparse, self.refresh_every, self.sparse_offload)
         if self.background not in BACKGROUNDS:
             raise ValueError(f"expected background to be one of {', '.join(BACKGROUNDS)}, got {self.background!r}")
+        if self.sparse == "trace" and self.background != "replay":
+            raise ValueError(
+                f"expected background 'replay' with sparse 'trace', got {self.background!r}: keys and values of the candidate's own "
+                "run belong to its own latents. Use sparse 'stale'"
+            )
         for name in ("noise_step", "global_steps", "dilate", "soft_ring"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))
 

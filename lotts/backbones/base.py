@@ -61,10 +61,10 @@ class Backbone(PromptTokens, ABC):
     def check_network(self) -> None:
         """ValueError where the network needs more than noise and prompts."""
         kind = getattr(self.network.config, "encoder_hid_dim_type", None)
-        if kind not in (None, "text_proj"):
+        if kind is not None:
             raise ValueError(
-                f"expected a network under text alone, got one with encoder_hid_dim_type {kind!r}: no image prompt is passed "
-                "on to it. Call pipe.unload_ip_adapter() if that is where it comes from"
+                f"expected a network under text alone, got one with encoder_hid_dim_type {kind!r}: its prompts go through "
+                "a projection, or come with an image, that is not passed on. Call pipe.unload_ip_adapter() if it comes from there"
             )
         if getattr(self.network, "is_cache_enabled", False):
             raise ValueError(

@@ -80,6 +80,7 @@ def joint_stream(model: nn.Module, recorder: AttentionRecorder) -> Iterator[None
         if passes.conditional(kwargs):
             recorder.stream = _stream(model, recorder, kwargs)
             if recorder.stream.probes:
+                recorder.check_patched()
                 _append_probes(recorder, kwargs)
         return original(**kwargs)
 

@@ -8,8 +8,8 @@ Each attention module gets a copy of its processor whose class runs diffusers' o
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import FunctionType, ModuleType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -199,6 +199,28 @@ def replaced(module: nn.Module, **attributes: Any) -> Iterator[None]:
                 object.__setattr__(module, name, before[name])
             else:
                 object.__delattr__(module, name)
+
+
+def compiled_blocks(model: nn.Module) -> list[nn.Module]:
+    """Blocks that were compiled one by one, of classes with more of them than torch.compile makes graphs of one code for.
+
+    Routed attention is a graph of its own in each block, so regional compilation (`compile_repeated_blocks`) meets that limit.
+    """
+    found: dict[type, list[nn.Module]] = {}
+    for module in model.modules():
+        if module._compiled_call_impl is not None:
+            found.setdefault(type(module), []).append(module)
+    limit = torch._dynamo.config.recompile_limit if found else 0
+    return [block for blocks in found.values() if len(blocks) > limit for block in blocks]
+
+
+@contextmanager
+def uncompiled(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the context these blocks run eagerly."""
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(replaced(block, _compiled_call_impl=None))
+        yield
 
 
 def is_patched(model: Model) -> bool:

@@ -12,7 +12,7 @@ from lotts.capture.grids import resize_maps, token_grids
 from lotts.capture.joint import IMAGE_TEXT, TEXT_IMAGE, JointStream, joint_stream
 from lotts.capture.joint_layers import JointAttentionLayer
 from lotts.capture.layers import CrossAttentionLayer, LayerRecorder, SelfAttentionLayer
-from lotts.capture.patch import attention_modules, patched_attention
+from lotts.capture.patch import attention_modules, compiled_blocks, patched_attention, uncompiled
 from lotts.capture.selection import LayerFilter, check_layers, layer_filter
 
 Probe = tuple[torch.Tensor, torch.Tensor]
@@ -58,7 +58,8 @@ class AttentionRecorder:
             batch size to a slice, or None for all. The other rows run through plain attention.
 
     The model's output is bit-identical to the unpatched model's wherever the ops run their portable implementation.
-    Under `torch.compile` the first recorded forward makes the buffers and the second compiles once more.
+    Under `torch.compile` the first recorded forward makes the buffers and the second compiles once more; repeated blocks that
+    were compiled one by one run eagerly, where there are too many for a graph each.
 
     Raises:
         ValueError: shapes that do not fit, or a name in `layers` that matches no layer; on entering, when none of the
@@ -140,6 +141,7 @@ class AttentionRecorder:
                 layer.forget_keys()
             self._layers[name] = layer
         with ExitStack() as stack:
+            stack.enter_context(uncompiled(compiled_blocks(self.model)))
             stack.enter_context(patched_attention(modules, self._layers))
             if self.order:
                 stack.enter_context(joint_stream(self.model, self))
@@ -190,6 +192,16 @@ class AttentionRecorder:
         """Forget everything recorded so far."""
         for layer in self._layers.values():
             layer.reset()
+
+    def check_patched(self) -> None:
+        """RuntimeError where a layer's processor is no longer the capture's: probe tokens would ride in the picture's own attention."""
+        for name, layer in self._layers.items():
+            processor = type(layer.attn.processor)
+            if not hasattr(processor, "_lotts_hook"):
+                raise RuntimeError(
+                    f"expected {name} to keep its processor while it is captured, got {processor.__name__} since (perturbed-attention "
+                    "pipelines set theirs at each call): no quality prompt can ride along. Use quality=False"
+                )
 
     @property
     def report(self) -> CaptureReport:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from lotts.backbones import Backbone, Conditioning
-from lotts.capture.patch import Model, attention_modules, is_patched, patched_attention
+from lotts.capture.patch import Model, attention_modules, compiled_blocks, is_patched, patched_attention, uncompiled
 from lotts.cost import Cost
 from lotts.sparse.config import record_steps
 from lotts.sparse.flops import row_flops
@@ -32,6 +34,7 @@ class SparseRefinement:
         share: of a dense row's multiplications and additions that a sparse row takes, in (0, 1).
         rows: batch rows of a step.
         records: steps that run on all tokens and are recorded.
+        blocks: run eagerly (``lotts.capture.patch.compiled_blocks``).
         traces: (trace of the base run, row in its batch) of each sample, instead of recorded steps.
     """
 
@@ -43,6 +46,7 @@ class SparseRefinement:
     rows: int
     cells: int
     records: Sequence[int]
+    blocks: Sequence[nn.Module] = ()
     traces: Sequence[tuple[Trace, int]] = ()
     _recorded: bool = False
 
@@ -54,7 +58,8 @@ class SparseRefinement:
             yield
             return
         record = not self.traces and (index in self.records or not self._recorded)
-        with at_work(self.attention, self.stretches, lambda stretch: self._ends(stretch, index, record)):
+        ends = functools.partial(self._ends, index=index, record=record)
+        with uncompiled(self.blocks), at_work(self.attention, self.stretches, ends):
             yield
         if record:
             self._recorded = True
@@ -149,5 +154,6 @@ def plan(
         rows,
         height * width,
         records,
+        compiled_blocks(backbone.network),
         traced,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lotts.backbones import Backbone
-from lotts.capture.patch import attention_modules, overheard_attention, replaced
+from lotts.capture.patch import attention_modules, compiled_blocks, overheard_attention, replaced, uncompiled
 from lotts.cost import Cost
 from lotts.sparse.sites import Site, find_sites
 from lotts.sparse.store import Store, over_budget, stored_bytes
@@ -25,6 +25,7 @@ class Trace:
 
     def __init__(self, backbone: Backbone, size: tuple[int, int], steps: range, batch: int, offload: bool) -> None:
         self.attention, self.steps, self.batch = attention_modules(backbone.network), steps, batch
+        self.blocks = compiled_blocks(backbone.network)
         self.sites, _ = find_sites(backbone.network, size)
         self.store = Store(backbone.device, offload)
         self._call: dict[str, int] = {}
@@ -42,6 +43,7 @@ class Trace:
                 first, last = site.blocks[0], site.blocks[-1]
                 stack.enter_context(replaced(first, forward=self._counting(first.forward, site)))
                 stack.enter_context(replaced(last, forward=self._kept_output(last.forward, index, site)))
+            stack.enter_context(uncompiled(self.blocks))
             stack.enter_context(overheard_attention(self.attention, handlers))
             yield
 

@@ -144,3 +144,12 @@ def test_a_class_that_cannot_be_driven_is_refused_before_its_weights_are_read(sa
     monkeypatch.setattr(models, "_read", lambda *args: pytest.fail("read the weights"))
     with pytest.raises(TypeError, match="got StableDiffusionInpaintPipeline"):
         load_pipeline(str(saved))
+
+
+def test_on_a_gpu_flows_are_bfloat16_and_others_float16(monkeypatch, saved):
+    monkeypatch.setattr(models, "check_device", lambda device: torch.device(device))
+    assert models.default_dtype(str(saved), "cuda") == torch.float16
+    index = saved / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "FluxPipeline"}))
+    assert models.default_dtype(str(saved), "cuda") == torch.bfloat16
+    assert models.default_dtype(str(saved), "cpu") == models.default_dtype("shapes-flux", "cuda") == torch.float32

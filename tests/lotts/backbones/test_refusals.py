@@ -21,11 +21,12 @@ def idle(tiny_pipe, monkeypatch):
     return tiny_pipe
 
 
+@pytest.mark.parametrize("kind", ["ip_image_proj", "text_proj"])  # the first as load_ip_adapter leaves it
 @pytest.mark.parametrize("name", ["sd", "sdxl", "flux-dev"])
-def test_image_prompts_are_not_passed_on(pipe_of, name):
+def test_projections_and_image_prompts_are_not_passed_on(pipe_of, name, kind):
     pipe = pipe_of(name)
-    backbone_for(pipe).network.config.encoder_hid_dim_type = "ip_image_proj"  # as load_ip_adapter leaves it
-    with pytest.raises(ValueError, match=r"'ip_image_proj'.*pipe\.unload_ip_adapter\(\)"):
+    backbone_for(pipe).network.config.encoder_hid_dim_type = kind
+    with pytest.raises(ValueError, match=rf"'{kind}'.*pipe\.unload_ip_adapter\(\)"):
         backbone_for(pipe)
 
 

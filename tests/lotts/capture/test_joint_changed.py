@@ -92,3 +92,36 @@ def test_compiled_transformer(clip_tokenizer):
                 step = inputs | {"hidden_states": inputs["hidden_states"].clone()}  # as a pipeline's next step has
                 assert torch.equal(compiled(**step).sample, expected)
     torch.testing.assert_close(recorder.cross_maps(), eager.cross_maps())
+
+
+def test_blocks_compiled_one_by_one_run_eagerly_where_they_are_many(pipe_of, monkeypatch):
+    pipe = pipe_of("flux-dev")
+    with lotts.capture(pipe, "a red cat") as eager:
+        expected = latents_of(pipe)
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    blocks = [m for m in pipe.transformer.modules() if m._compiled_call_impl is not None]
+    assert len(blocks) > 2
+    with lotts.capture(pipe, "a red cat") as maps:
+        assert torch.equal(latents_of(pipe), expected)
+        assert not any(block._compiled_call_impl for block in blocks)
+    assert torch.equal(maps.positive, eager.positive)
+    assert all(block._compiled_call_impl for block in blocks)
+
+
+def test_a_processor_that_is_set_while_probes_ride_is_refused(pipe_of):
+    """As the perturbed-attention pipelines do within their call."""
+    pipe = pipe_of("sd3")
+    expected = latents_of(pipe)
+    block = pipe.transformer.transformer_blocks[0].attn
+    own = block.processor
+
+    def captured(quality):
+        with lotts.capture(pipe, "a red cat", words=["cat"], quality=quality):
+            block.set_processor(own)
+            return latents_of(pipe)
+
+    with pytest.raises(RuntimeError, match=r"to keep its processor while it is captured.*quality=False"):
+        captured(quality=True)
+    assert torch.equal(captured(quality=False), expected)
+    assert block.processor is own

@@ -182,6 +182,7 @@ def test_a_search_may_be_sparse_and_inherits_maps(tiny_pipe, method):
     ("fields", "words"),
     [
         ({"sparse": "half"}, "dense, stale, trace"),
+        ({"sparse": "trace", "background": "fixed"}, "background 'replay' with sparse 'trace'"),
         ({"sparse": "stale", "refresh_every": 0}, "refresh_every"),
         ({"refresh_every": 2}, "sparse='stale' alone"),
         ({"sparse": "stale", "sparse_offload": 1}, "sparse_offload"),
