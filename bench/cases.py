@@ -183,6 +183,11 @@ class AttentionCase(Case):
             return 2 * pairs * (4 * self.dim + self.columns + 2)
         return 2 * pairs * (2 * self.dim + self.columns)
 
+    def plain_flops(self, inputs: Inputs) -> int:
+        """Multiplications and additions of attention without maps."""
+        queries, keys = (self._without_probes(inputs[name]).shape[2] for name in ("query", "key"))
+        return 4 * self.batch * self.heads * queries * keys * self.dim
+
     def plain_traffic(self, inputs: Inputs) -> int:
         """Bytes that attention without maps must move."""
         tensors = [self._without_probes(inputs[name]) for name in ("query", "key", "value", "query")]

@@ -16,6 +16,7 @@ the reason. Missed targets are printed and recorded; they do not change the exit
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def gate(case: Case) -> dict[str, Any]:
     }
 
 
+def survived(case: Case, part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What ``part`` finds of a case; an exception is a red entry and not the end of the run."""
+    try:
+        return part(case, *arguments)
+    except Exception as error:
+        told_of = f"{type(error).__name__}: {told(error)}"
+        print(f"  {case.name}  FAILED: {told_of}", flush=True)
+        torch.cuda.empty_cache()
+        return {**described(case), "checks": [], "correct": False, "error": told_of}
+
+
 def calls_of(case: Case, inputs: dict[str, Any], compiled: bool) -> dict[str, Call]:
     """Every provider's call by name."""
     formula = case.formula()
@@ -105,14 +117,16 @@ def measure(case: Case, timer: GpuTimer, rounds: int, compiled: bool, copy: floa
     traffic, flops = case.traffic(inputs, case.ours(inputs, impl="triton")), case.flops()
     providers = {}
     for name, taken in times.items():
-        moved = case.plain_traffic(inputs) if name in MAP_FREE and isinstance(case, AttentionCase) else traffic
+        moved, done = traffic, flops
+        if name in MAP_FREE and isinstance(case, AttentionCase):
+            moved, done = case.plain_traffic(inputs), case.plain_flops(inputs)
         device = percentiles(taken.device)
         providers[name] = {
             "device_seconds": device,
             "wall_seconds": percentiles(taken.wall),
             "extra_bytes": extra[name],
             "gb_per_second": moved / device["p50"] * 1e-9,
-            "tflop_per_second": flops / device["p50"] * 1e-12,
+            "tflop_per_second": done / device["p50"] * 1e-12,
         }
     ratios = targets.ratios(times, extra, traffic, copy)
     return {"rounds": rounds, "providers": providers, "skipped": skipped, "ratios": ratios}
@@ -171,7 +185,7 @@ def main(argv: list[str]) -> int:
     for op in arguments.only:
         chosen = [case for case in every if case.op == op and (case.core or not arguments.quick)]
         print(f"{op}: correctness")
-        gated = [gate(case) for case in chosen]
+        gated = [survived(case, gate) for case in chosen]
         results += gated
         if not all(entry["correct"] for entry in gated):
             red.append(op)
@@ -179,8 +193,11 @@ def main(argv: list[str]) -> int:
         else:
             for case, entry in zip(chosen, gated, strict=True):
                 copy = roofline["copy_bytes_per_second"]
-                entry |= measure(case, timer, rounds, not arguments.no_compile, copy)
-                print(summary(entry), flush=True)
+                entry |= survived(case, measure, timer, rounds, not arguments.no_compile, copy)
+                if "error" in entry:
+                    red.append(op)
+                else:
+                    print(summary(entry), flush=True)
                 save(arguments.out, report, others + results)
         save(arguments.out, report, others + results)
     for row in targets.judged(results):

@@ -15,7 +15,9 @@ A model that does not fit is listed with what it would take.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,7 @@ import torch
 
 from bench.cpu import STEPS, run_mean
 from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised, release
-from bench.record import environment, write_json
+from bench.record import attempted, environment, write_json
 from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
 from bench.unet_step import sampled
 from lotts.capture import AttentionRecorder
@@ -85,14 +87,18 @@ def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any
     calls = steps.calls()
     seconds: dict[str, list[float]] = {kind: [] for kind in calls}
     peaks: dict[str, list[int]] = {kind: [] for kind in calls}
+    wall: dict[str, list[float]] = {kind: [] for kind in calls}
     timer = GpuTimer() if device == "cuda" else None
+    base = 0 if timer is None else torch.cuda.memory_allocated()
     for i_round, kind in rounds_of(list(calls), rounds + 1):
         with steps.ready(kind):
             if timer is None:
                 _, sample = sampled(calls[kind])
                 took, peak = sample.seconds, sample.peak_bytes
             else:
-                took, peak = timer.device_seconds(calls[kind]), timer.extra_bytes(calls[kind])
+                held = torch.cuda.memory_allocated() - base  # by the capture: its sums and the quality prompts' keys
+                took, peak = timer.device_seconds(calls[kind], long=True), held + timer.extra_bytes(calls[kind])
+                wall[kind].append(timer.wall_seconds(calls[kind]))
         if i_round > 0:
             seconds[kind].append(took)
             peaks[kind].append(peak)
@@ -105,6 +111,7 @@ def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any
         "dtype": "float32" if device == "cpu" else str(model.dtype).removeprefix("torch."),
         "weights_mib": resident / 2**20,
         "seconds": {kind: percentiles(taken) for kind, taken in seconds.items()},
+        "wall_seconds": {kind: percentiles(taken) for kind, taken in wall.items() if taken},
         "over_stock": {**ratios, "run mean": run_mean(ratios)},
         "extra_mib": {kind: (peak - resident) / 2**20 for kind, peak in whole.items()},
         "peak_over_stock": {kind: peak / whole["stock"] for kind, peak in whole.items()},
@@ -170,7 +177,9 @@ def main(argv: list[str]) -> int:
                 "skipped": f"takes about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free on this {device}"
             }
         else:
-            entry = measured(model, arguments.side or model.side, rounds, device)
+            side = arguments.side or model.side
+            entry = attempted(functools.partial(measured, model, side, rounds, device))
+        print(f"{name}: {entry.get('skipped') or entry['over_stock']}", file=sys.stderr, flush=True)
         report["models"][name] = entry
         report["judged"] = judged(report, device)
         release(device)

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
 def told(error: Exception) -> str:
     """An error in one line: its message's last, or its kind where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``measure`` finds, or why it failed, as a measurement that was skipped: those that follow are made all the same."""
+    try:
+        return measure()
+    except Exception as error:
+        return {"skipped": f"failed: {type(error).__name__}: {told(error)}"}
 
 
 def write_json(path: Path, value: Any) -> None:

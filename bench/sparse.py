@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ import torch
 import torch.nn.functional as F
 
 from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised, release
-from bench.record import environment, write_json
+from bench.record import attempted, environment, write_json
 from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
 from bench.unet_step import sampled
+from lotts.capture.patch import attention_modules
 from lotts.localize import quality_mask
 from lotts.sparse.flops import row_flops
 from lotts.sparse.refinement import at_work
@@ -64,6 +66,7 @@ class Steps:
     def __init__(self, model: Model, side: int, ratios: list[float], device: str) -> None:
         dtype = torch.float32 if device == "cpu" else model.dtype
         self.network = randomised(model.build, dtype, device)
+        self.attention = attention_modules(self.network)
         self.inputs = moved(model.inputs(model.rows, side), dtype, device)
         self.size, self.text = (side // model.cell, side // model.cell), model.text
         self.sites, refused = find_sites(self.network, self.size)
@@ -105,7 +108,7 @@ class Steps:
         return sum(tensor.nbytes for tensors in self.stores[ratio].tensors.values() for tensor in tensors)
 
     def _run(self, ratio: float, ends: Callable[[Stretch], dict[str, Any]]) -> torch.Tensor:
-        with at_work(self.network, self.stretches[ratio], ends):
+        with at_work(self.attention, self.stretches[ratio], ends):
             return self.dense()
 
     def _stretches(self, ratio: float, device: str) -> list[Stretch]:
@@ -134,16 +137,22 @@ def measured(model: Model, side: int, ratios: list[float], rounds: int, device: 
     steps = Steps(model, side, ratios, device)
     calls = steps.calls()
     seconds: dict[str, list[float]] = {kind: [] for kind in calls}
+    wall: dict[str, list[float]] = {kind: [] for kind in calls}
     timer = GpuTimer() if device == "cuda" else None
     for i_round, kind in rounds_of(list(calls), rounds + 1):
-        took = sampled(calls[kind])[1].seconds if timer is None else timer.device_seconds(calls[kind])
+        if timer is None:
+            elapsed = took = sampled(calls[kind])[1].seconds
+        else:
+            elapsed, took = timer.wall_seconds(calls[kind]), timer.device_seconds(calls[kind], long=True)
         if i_round > 0:
             seconds[kind].append(took)
+            wall[kind].append(elapsed)
     return {
         "pixels": side,
         "rows": model.rows,
         "dtype": "float32" if device == "cpu" else str(model.dtype).removeprefix("torch."),
         "seconds": {kind: percentiles(taken) for kind, taken in seconds.items()},
+        "wall_seconds": {kind: percentiles(taken) for kind, taken in wall.items()},
         "recorded_over_dense": median_ratio(seconds["recorded"], seconds["dense"]),
         "ratios": {
             f"{ratio:g}": {
@@ -217,7 +226,10 @@ def main(argv: list[str]) -> int:
                 "skipped": f"none of its sizes fits: {free_bytes(device) / 2**30:.0f} GiB are free"
             }
         else:
-            entry = measured(model, arguments.side or model.side, ratios, rounds, device)
+            side = arguments.side or model.side
+            entry = attempted(functools.partial(measured, model, side, ratios, rounds, device))
+        found = {ratio: part["measured"] for ratio, part in entry.get("ratios", {}).items()}
+        print(f"{name}: {entry.get('skipped') or found}", file=sys.stderr, flush=True)
         report["models"][name] = {"changes": changes, **entry}
         report["judged"] = [] if arguments.quick else judged(report, device)
         release(device)

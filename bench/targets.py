@@ -38,6 +38,11 @@ def _large(case: dict[str, Any]) -> bool:
     return case["traffic_bytes"] > LARGE
 
 
+def _large_sdxl(case: dict[str, Any]) -> bool:
+    # One picture's queries take a microsecond or two to copy, less than a launch.
+    return _sdxl(case) and case["traffic_bytes"] > LARGE // 2
+
+
 def _unet_4096(case: dict[str, Any]) -> bool:
     return case["model"] != "FLUX" and case["shape"]["M"] == 4096
 
@@ -52,7 +57,7 @@ def _both(case: dict[str, Any]) -> bool:
 
 TARGETS = (
     Target("no slower than map-free SDPA", "contrast_attention", "over_map_free", 1.0, True, _sdxl),
-    Target("share of copy bandwidth", "contrast_attention", "share_of_copy", 0.8, False, _sdxl),
+    Target("share of copy bandwidth", "contrast_attention", "share_of_copy", 0.8, False, _large_sdxl),
     Target(
         "over the fastest map-free SDPA, 4096 tokens", "propagate_attention", "over_map_free", 1.1, True, _unet_4096
     ),

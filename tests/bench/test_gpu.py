@@ -155,3 +155,25 @@ def test_other_ops_are_kept_only_from_the_same_commit(tmp_path):
     assert gpu.kept(out, facts | {"commit": None}, ["inject_noise"]) == []
     gpu.save(out, {"environment": facts | {"dirty": True}}, [BLEND])
     assert gpu.kept(out, facts | {"dirty": True}, ["inject_noise"]) == []  # twice changed need not be twice the same
+
+
+def test_a_case_that_fails_is_red_and_the_others_go_on(on_cpu, capsys):
+    case = next(iter(SMALL.values()))
+
+    def broken(case):
+        raise ZeroDivisionError("out of shared memory")
+
+    entry = gpu.survived(case, broken)
+    assert (entry["name"], entry["correct"], entry["checks"]) == (case.name, False, [])
+    assert "ZeroDivisionError: out of shared memory" in capsys.readouterr().out
+    assert gpu.survived(case, gpu.gate)["correct"]
+
+
+def test_attention_without_maps_is_credited_with_its_own_work():
+    for case in SMALL.values():
+        if isinstance(case, AttentionCase):
+            plain = case.plain_flops(case.inputs("cpu"))
+            keys = case.keys - (sum(case.probes) if case.joint else 0)
+            queries = case.queries - (sum(case.probes) if case.joint else 0)
+            assert plain == 4 * case.batch * case.heads * queries * keys * case.dim
+            assert plain < case.flops()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.record import result_file, told, whole_lines
+from bench.record import attempted, result_file, told, whole_lines
 
 
 def test_rows_that_were_cut_short_are_left_out(tmp_path):
@@ -23,3 +23,8 @@ def test_results_of_each_model_have_a_file_of_their_own():
 @pytest.mark.parametrize(("error", "words"), [(AssertionError(), "AssertionError"), (ValueError("a\nb "), "b")])
 def test_errors_are_told_in_a_line(error, words):
     assert told(error) == words
+
+
+def test_a_measurement_that_fails_is_skipped_with_its_reason():
+    assert attempted(lambda: {"a": 1}) == {"a": 1}
+    assert attempted(lambda: [][1])["skipped"] == "failed: IndexError: list index out of range"

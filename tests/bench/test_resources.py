@@ -82,6 +82,13 @@ def test_one_fault_fails_the_whole(change, fault):
     assert "fails" in resources.markdown([bad])
 
 
+def test_what_sin_keeps_aside_is_no_spill():
+    elementwise = Needs(**{**vars(GOOD), "dots": False, "tensor_cores": 0})
+    assert Needs(**{**vars(elementwise), "stack": 40, "spills": 20}).faults() == []
+    for change in ({"stack": 80, "spills": 20}, {"spills": 20}):
+        assert "spills" in Needs(**{**vars(elementwise), **change}).faults()[0]
+
+
 def test_kernels_without_products_need_no_tensor_cores():
     assert Needs("kernel", "op", "sm_90", dots=False, registers=40).faults() == []
 
