@@ -25,12 +25,14 @@ COMPARE = f"""\
 examples:
   lotts compare shapes:64 --methods best_of_n,lotts,lotts_chain --budget samples=9 --metrics checker --out comparison
   lotts compare shapes:64 --methods "best_of_n,lotts(num_refinements=4),particle(strength=10)" --budget nfe=180,nfe=360
+  lotts compare shapes:64 --methods "best_of_n(budget=nfe=720),lotts_adaptive" --budget nfe=180
   lotts compare DrawBench.csv --model owner/name --verifier imagereward --metrics hpsv2,clipscore --workers 4 --out drawbench
 
 {PROMPTS}
 Methods: resampling, best_of_n, zero_order, particle, lotts, lotts_chain, lotts_adaptive, with their own options in brackets.
 The first is what the others are tested against, unless --reference names another. A budget in samples gives all methods as
-many pictures to choose from, one in nfe the same compute; several, with commas, make a table each.
+many pictures to choose from, one in nfe the same compute; several, with commas, make a table each. A method may have a
+budget of its own, in brackets.
 --metrics judge the chosen pictures and no search sees them: checker (exact, for prompts of shapes), or names of verifiers.
 """
 ABLATE = f"""\

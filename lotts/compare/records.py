@@ -69,7 +69,7 @@ def write_record(
         "format": FORMAT,
         "prompt": asdict(item.prompt),
         "seed": item.seed,
-        "budget": item.budget,
+        "budget": item.spends,
         "model": study.model,
         "verifier": study.verifier,
         "versions": study.versions,
@@ -183,7 +183,7 @@ def write_failure(out: Path, item: Item, error: Exception) -> None:
         {
             "prompt": item.prompt.text,
             "variant": item.variant.name,
-            "budget": item.budget,
+            "budget": item.spends,
             "seed": item.seed,
             "error": f"{type(error).__name__}: {error}",
             "traceback": traceback.format_exception(error),

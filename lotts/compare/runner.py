@@ -98,7 +98,7 @@ class Runner:
             "pipe": self.pipe,
             "prompt": item.prompt.text,
             "method": variant.method,
-            "budget": item.budget,
+            "budget": item.spends,
             "verifier": self.verifier,
             "source": self._source(variant),
             "generator": torch.Generator().manual_seed(item.first_seed),

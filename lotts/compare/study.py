@@ -28,6 +28,7 @@ class Variant:
         options: arguments of the method's own; what is not given has its default.
         source: where defect maps come from, by name.
         localize: arguments of ``LocalizeConfig``, for the source "attention".
+        budget: a budget of the line's own, in every table of the study: what the others reach against four times the compute.
     """
 
     name: str
@@ -35,8 +36,11 @@ class Variant:
     options: dict[str, Any] = field(default_factory=dict)
     source: str = "attention"
     localize: dict[str, Any] = field(default_factory=dict)
+    budget: str | None = None
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            object.__setattr__(self, "budget", str(Budget.parse(str(self.budget))))
         if self.method not in METHODS:
             raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {self.method!r}")
         known = METHODS[self.method].options
@@ -52,7 +56,7 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """From "lotts" or "lotts(num_refinements=4, source=random)"."""
+        """From "lotts", "lotts(num_refinements=4, source=random)" or "best_of_n(budget=nfe=720)"."""
         match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
         if match is None:
             raise ValueError(f"expected a method like lotts or lotts(num_refinements=4), got {text!r}")
@@ -62,9 +66,8 @@ class Variant:
             if not equals:
                 raise ValueError(f"expected options like num_refinements=4, got {part!r} in {text!r}")
             options[key.strip()] = literal(value)
-        return cls(
-            text.strip(), match[1], options, **({"source": options.pop("source")} if "source" in options else {})
-        )
+        own = {name: options.pop(name) for name in ("source", "budget") if name in options}
+        return cls(text.strip(), match[1], options, **own)
 
     def spec(self) -> dict[str, Any]:
         """All that decides what is drawn: not the name, and every option, so that two ways to say the same are one."""
@@ -75,13 +78,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Item:
-    """One run: a prompt, a variant, a budget and a seed. ``key`` is a digest of all that decides its outcome."""
+    """One run: a prompt, a variant, a budget and a seed. ``key`` is a digest of all that decides its outcome.
+
+    ``budget`` is that of the table it stands in.
+    """
 
     prompt: Prompt
     variant: Variant
     budget: str
     seed: int
     key: str
+
+    @property
+    def spends(self) -> str:
+        """The budget of the run: the study's, or the variant's own."""
+        return self.variant.budget or self.budget
 
     @property
     def first_seed(self) -> int:
@@ -153,7 +164,7 @@ class Study:
         spec = {
             "prompt": prompt.text,
             **variant.spec(),
-            "budget": budget,
+            "budget": variant.budget or budget,
             "seed": seed,
             "model": self.model,
             "verifier": self.verifier,

@@ -223,3 +223,19 @@ def test_what_a_search_would_have_returned():
         {"samples": 4, "nfe": 15, "sample": 3},
     ]
     assert [point["sample"] for point in leaders(samples, False)] == [0, 2, 3]
+
+
+def test_a_line_with_a_budget_of_its_own_stands_in_every_table(tmp_path):
+    variants = [Variant.parse("best_of_n(budget=samples=4)"), Variant.parse("best_of_n")]
+    outcome = compare(study(variants=variants, budgets=["samples=2", "samples=3"], prompts=PROMPTS[:2]), tmp_path)
+    found = {(row["budget"], row["variant"]): row for row in rows(tmp_path) if row["metric"] == "samples"}
+    assert {key: float(row["mean"]) for key, row in found.items()} == {
+        ("samples=2", "best_of_n(budget=samples=4)"): 4,
+        ("samples=3", "best_of_n(budget=samples=4)"): 4,
+        ("samples=2", "best_of_n"): 2,
+        ("samples=3", "best_of_n"): 3,
+    }
+    seeds = 2
+    assert outcome.made == 3 * 2 * seeds  # the line is run once for both tables
+    tested = [row for row in rows(tmp_path) if row["variant"] == "best_of_n" and row["metric"] == "bright"]
+    assert all(row["p"] for row in tested)

@@ -51,6 +51,7 @@ def test_leftovers_that_are_finished_meanwhile_are_no_error(tmp_path, monkeypatc
 def test_a_study_has_one_precision_wherever_it_goes_on(monkeypatch):
     assert study().dtype == "fp32"
     monkeypatch.setattr(models, "check_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(models, "_class_name", lambda location: "StableDiffusionPipeline")
     assert study(model="owner/name").dtype == "fp16"
     assert study(model="shapes-sd").dtype == "fp32"
     assert study(model="owner/name", dtype="bf16").dtype == "bf16"

@@ -78,6 +78,7 @@ def test_methods_with_options_are_read():
         ("lotts(4)", "expected options like"),
         ("lotts(source=magic)", "expected a map source"),
         ("lotts)", "expected a method like"),
+        ("lotts(budget=9)", "expected a budget"),
     ],
 )
 def test_a_wrong_method_is_refused(text, message):
@@ -102,6 +103,9 @@ def test_an_item_is_what_decides_its_outcome():
     ):
         assert keys(**changes) != [key]
     assert len(set(keys(seeds=3, budgets=["samples=2", "nfe=90"]))) == 6
+    # A budget of its own is the same run as one of the study's.
+    assert keys(variants=[Variant.parse("lotts(budget=nfe=90)")]) == keys(budgets=["nfe=90"])
+    assert len(set(keys(variants=[Variant.parse("lotts(budget=nfe=90)")], budgets=["samples=2", "nfe=90"]))) == 1
 
 
 @pytest.mark.parametrize(
