@@ -21,7 +21,7 @@ from lotts.models import weights_digest
 from lotts.output import LoTTSOutput, Sample
 
 FORMAT = 1
-NAME, SAMPLES, MASK = "manifest.json", "samples", "samples/00-original-mask.png"
+NAME, SAMPLES, MASK = "manifest.json", "samples", "given-mask.png"
 PACKAGES = ("lotts", "torch", "triton", "diffusers", "transformers", "numpy", "pillow")
 KINDS = ("candidate", "particle", "refinement", "original")
 CONTEXT = ("model", "verifier", "dtype", "device")

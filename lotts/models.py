@@ -221,6 +221,11 @@ def check_device(device: str | torch.device | None) -> torch.device:
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         there = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
         raise ValueError(f"expected a device that is there, got {device}: there is {there}")
+    if target.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros((), device=target).item()
+        except (RuntimeError, NotImplementedError, AssertionError) as error:
+            raise ValueError(f"expected a device that is there, got {device}: {error}") from None
     return target
 
 

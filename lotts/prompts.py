@@ -125,6 +125,10 @@ def _table(path: Path) -> Iterator[Prompt]:
         reader = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)
         try:
             for row in reader:
+                if all(row.get(key) is None for key in TEXT) and set(TEXT) & set(row):
+                    raise ValueError(
+                        f"expected a prompt in line {reader.line_num} of {path}, got a row that ends before it"
+                    )
                 yield _entry(row, f"the columns of {path}")
         except csv.Error as error:
             raise ValueError(f"expected a table of prompts in {path}: {error}") from None

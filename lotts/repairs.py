@@ -116,6 +116,8 @@ def repair(
     if region is None:
         heatmaps = _localise(request, latents)
         region = quality_mask(heatmaps["P"], mask_ratio, mask_threshold)
+    if not region.any():
+        request.cost.tell("nothing was resampled: the mask is empty", loud=False)
     masks = region.to(latents.device)
     refined = request.refine([original], masks)
     return request.verified(request.pool("original", [picture], [original], heatmaps, masks, refined))

@@ -39,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"lotts: error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        print(
+            f"lotts: error: {error}\nTry a smaller --batch-size, --dtype fp16 or bf16, or --device cpu.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("lotts: interrupted", file=sys.stderr)
         return 130

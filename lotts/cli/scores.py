@@ -11,7 +11,7 @@ SCORE = """\
 examples:
   lotts score out/best.png --prompt "a red circle left of a blue star" --verifier shapes
   lotts score pictures/ --prompts prompts.json --verifier imagereward,pickscore --out scores.csv
-  lotts score *.png --prompt "a cat" --verifier "zscore(imagereward:2,hpsv2=/models/hps)"
+  lotts score one.png two.png --prompt "a cat" --verifier "zscore(imagereward:2,hpsv2=/models/hps)"
 
 Prompts: --prompt is one for all pictures. --prompts is a file: an object {"file name": "prompt"} in .json, else one line
 a picture in the pictures' order.

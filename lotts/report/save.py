@@ -54,7 +54,7 @@ def _take(folder: Path, manifest: Manifest) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     if _holds(folder, manifest):
         return True
-    if any((folder / name).exists() for name in (BEST, REPORT, NAME)):
+    if any((folder / name).exists() for name in (BEST, REPORT, NAME, MASK)):
         return False
     try:
         (folder / SAMPLES).mkdir()

@@ -184,7 +184,10 @@ class Pool:
         maps = self.drawn[index].maps
         if maps is None:
             raise RuntimeError(f"sample {index} was not localised")
-        return quality_mask(maps["P"][None], ratio, threshold)
+        found, redrawn = maps["P"][None], getattr(self.request.source, "redrawn", None)
+        if redrawn is not None:  # chance is not to try the same place over and over
+            found = redrawn([self._refined_seed(index, self._children.get(index, 0))], found.shape[1:]).to(found)
+        return quality_mask(found, ratio, threshold)
 
     def seed(self, number: int) -> int:
         """The seed of a candidate, by its number: the request's, then the next after the first that are not among them."""

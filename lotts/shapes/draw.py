@@ -66,7 +66,9 @@ def draw(scene: Scene, rng: np.random.Generator, *, damaged: bool = False, flaws
             while visible.sum() < 0.06 * objects[index].sum() + 6:
                 patch = _damage(str(rng.choice(DAMAGES)), whole, background[box], distance, colour, spot, box, rng)
                 visible = np.abs(patch - whole).max(-1) > _VISIBLE
-            broken[box], damage[index][box] = patch, visible
+            # Only what changed: an earlier object's damage may reach into the box.
+            broken[box] = np.where((patch != whole).any(-1, keepdims=True), patch, broken[box])
+            damage[index][box] = visible
     return Drawing(np.rint(np.clip(broken, 0, 255)).astype(np.uint8), placed, objects, damage)
 
 

@@ -6,6 +6,8 @@ perfect one could do, and the checker only judges pictures of the embedded pipel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,16 +53,20 @@ class ControlWatch(LateWatch):
 
 
 class RandomSource(ControlSource):
-    """Smooth noise of a sample's own seed, so that a mask is a few blobs as a found one is."""
+    """Smooth noise of a sample's own seed, so that a mask is a few blobs as a found one is.
+
+    A search has it ``redrawn`` for each refinement of a sample.
+    """
 
     name = "random"
 
     def defects(self, watch: ControlWatch, latents_at: LatentsAt) -> torch.Tensor:
-        noise = [
-            torch.rand(watch.size, generator=torch.Generator().manual_seed(derive_seed(seed, "random mask")))
-            for seed in watch.seeds
-        ]
-        return smooth(torch.stack(noise)).to(watch.backbone.device)
+        return self.redrawn(watch.seeds, watch.size).to(watch.backbone.device)
+
+    def redrawn(self, seeds: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+        """A map [B, h, w] of each seed."""
+        generators = [torch.Generator().manual_seed(derive_seed(seed, "random mask")) for seed in seeds]
+        return smooth(torch.stack([torch.rand(tuple(size), generator=generator) for generator in generators]))
 
 
 class CheckerSource(ControlSource):

@@ -91,6 +91,8 @@ class Hpsv2Verifier(ClipVerifier):
         super().__init__(dtype)
         if release not in CHECKPOINTS:
             raise ValueError(f"expected release to be one of {', '.join(CHECKPOINTS)}, got {release!r}")
+        if release != "2.1":
+            self.name = f"hpsv{release}"
         checkpoint = CHECKPOINTS[release]
         path = checkpoint.path(location, revision)
         self.version = f"{describe(checkpoint, location, revision)} ({release})"

@@ -109,7 +109,7 @@ class VLMJudge(Verifier):
         self._reasons: list[str] = []  # why the pictures of this call that got no score got none, in their order
         key = api_key or os.environ.get(KEY) or None
         self.endpoint = ChatEndpoint(_given(url, "url", ADDRESS), key, timeout, retries, backoff)
-        asked = hashlib.sha256(json.dumps([instructions, max_side, self.options], sort_keys=True).encode())
+        asked = hashlib.sha256(json.dumps([instructions, max_side, self.options, structured], sort_keys=True).encode())
         self.version = f"{self.model_name}, settings {asked.hexdigest()[:8]}"
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:

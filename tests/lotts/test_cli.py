@@ -211,3 +211,12 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(scores, "_doctor", interrupt)
     assert cli.main(["doctor"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_device_without_room_is_told_in_words(ready, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(models, "load_pipeline", full)
+    assert cli.main(["generate", "a red cat", *ready]) == 2
+    assert "smaller --batch-size" in capsys.readouterr().err

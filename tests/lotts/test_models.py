@@ -91,6 +91,12 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         load_pipeline("shapes-sd", device="cuda:0")
 
 
+@pytest.mark.parametrize("device", ["meta", "mps" if not torch.backends.mps.is_available() else "meta"])
+def test_a_device_of_another_kind_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match=f"expected a device that is there, got {device}"):
+        load_pipeline("shapes-sd", device=device)
+
+
 def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -222,6 +222,7 @@ class TestRepair:
     def test_an_empty_mask_returns_the_picture(self, tiny_pipe):
         out = self.repair(tiny_pipe, mask=np.zeros((32, 32), bool))
         assert all(np.array_equal(s.image, self.picture) for s in out.samples)
+        assert out.cost.notes == ["nothing was resampled: the mask is empty"]
 
     @pytest.mark.parametrize(
         ("settings", "error", "words"),

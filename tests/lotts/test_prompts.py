@@ -80,6 +80,11 @@ def test_a_wrong_count_of_scenes_is_refused(source):
     ("name", "text", "message"),
     [
         ("a.csv", "Title,Kind\nx,y\n", "expected one of Prompts, .* got Title, Kind"),
+        (
+            "a.csv",
+            "Category,Prompts\nx,y\nz\n",
+            "expected a prompt in line 3 of .*a.csv, got a row that ends before it",
+        ),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt"\n', "expected JSON in line 2"),
         ("a.jsonl", "[1]\n", "expected a string or an object in line 1"),
         ("a.json", "{}", "expected COCO captions"),

@@ -274,3 +274,11 @@ def test_budgets():
     for text in ("samples=0", "nfe=inf", "seconds=nan"):
         with pytest.raises(ValueError, match="above 0"):
             Budget.parse(text)
+
+
+def test_chance_tries_another_place_each_time(tiny_pipe):
+    out = found(tiny_pipe, "lotts", "samples=4", source="random", num_candidates=1, mask_ratio=0.2)
+    masks = [sample.mask for sample in out.samples[1:]]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
+    again = found(tiny_pipe, "lotts", "samples=4", source="random", num_candidates=1, mask_ratio=0.2)
+    assert all(torch.equal(a, b.mask) for a, b in zip(masks, again.samples[1:], strict=True))
