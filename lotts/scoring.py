@@ -112,6 +112,8 @@ def score_files(
     """
     if batch_size is not None:
         whole("batch_size", batch_size, 1)
+    if not images:
+        raise ValueError("expected pictures to score, got none")
     for image in images:
         _check(image)
     judge: Any = load(verifier)

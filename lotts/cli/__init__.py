@@ -1,4 +1,4 @@
-"""The command ``lotts``: generate, repair, replay, score, compare, ablate, sweep, doctor."""
+"""The command ``lotts``: generate, repair, replay, search, score, compare, ablate, sweep, doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lotts import __version__
-from lotts.cli import pictures, scores, studies
+from lotts.cli import pictures, scores, searches, studies
 from lotts.cli.arguments import STYLE
 
 DESCRIPTION = """\
@@ -21,6 +21,7 @@ examples:
   lotts repair out/best.png "a red circle left of a blue star" --out repaired
   lotts replay out
   lotts score out/samples --prompt "a red circle left of a blue star" --verifier shapes
+  lotts search "a red circle left of a blue star" --budget samples=9
   lotts compare shapes:16 --methods best_of_n,lotts --metrics checker
   lotts doctor
 """
@@ -56,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lotts", description=DESCRIPTION, epilog=EXAMPLES, **STYLE)
     parser.add_argument("--version", action="version", version=f"lotts {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (pictures, scores, studies):
+    for group in (pictures, searches, scores, studies):
         group.add_commands(commands)
     return parser

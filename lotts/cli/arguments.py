@@ -112,7 +112,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "who picks the best, a,b for an ensemble; `lotts doctor` lists them (default: the model's own)",
     )
     add(parser, "--device", str, None, "DEV", "cpu, cuda, cuda:1 ... (default: cuda if there is one)")
-    add(parser, "--dtype", str, None, "fp32|fp16|bf16", "precision (default: fp32; fp16 for hub models on cuda)")
+    add(
+        parser,
+        "--dtype",
+        str,
+        None,
+        "fp32|fp16|bf16",
+        "precision (default: fp32; for hub models on cuda bf16 of FLUX and SD3, fp16 of others)",
+    )
     add(
         parser,
         "--batch-size",

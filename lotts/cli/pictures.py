@@ -75,7 +75,7 @@ def _generate(args: argparse.Namespace) -> int:
     lotts = LoTTS(pipe, settings.pop("verifier"), source=settings.pop("source"))
     with _progress(args, args.candidates, settings) as tick:
         output = lotts(args.prompt, callback_on_step_end=tick, **settings, **own)
-    return _finish(output, args.out, context)
+    return finish(output, args.out, context)
 
 
 def _repair(args: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def _repair(args: argparse.Namespace) -> int:
     pipe, settings, context = _prepare(args, num_candidates=1)
     with _progress(args, 0, settings) as tick:
         output = repair(pipe, picture, args.prompt, mask, callback_on_step_end=tick, **settings)
-    return _finish(output, args.out, context)
+    return finish(output, args.out, context)
 
 
 def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -121,7 +121,7 @@ def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any],
     }
     numbers = {key: value for key, value in settings.items() if key != "negative_prompt"}
     check_numbers(**numbers, **method, **own)
-    generator = _seeded(args.seed)
+    generator = seeded(args.seed)
     check_folder(args.out)
     verifier = load(name)
     check_prompt(args.prompt, verifier)
@@ -150,7 +150,7 @@ def check_folder(out: str) -> None:
         raise ValueError(f"expected a folder that can be written to as --out, got {out}: {there} is not open to you")
 
 
-def _seeded(seed: int) -> torch.Generator:
+def seeded(seed: int) -> torch.Generator:
     import torch
 
     if not -(2**63) <= seed < 2**64:
@@ -178,7 +178,7 @@ def _progress(args: argparse.Namespace, candidates: int, settings: dict[str, Any
         yield tick
 
 
-def _finish(output: LoTTSOutput, folder: str, context: dict[str, Any]) -> int:
+def finish(output: LoTTSOutput, folder: str, context: dict[str, Any]) -> int:
     from lotts.report import save_output
 
     written = save_output(output, folder, context)

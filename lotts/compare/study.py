@@ -57,17 +57,9 @@ class Variant:
     @classmethod
     def parse(cls, text: str) -> Variant:
         """From "lotts", "lotts(num_refinements=4, source=random)" or "best_of_n(budget=nfe=720)"."""
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
-        if match is None:
-            raise ValueError(f"expected a method like lotts or lotts(num_refinements=4), got {text!r}")
-        options: dict[str, Any] = {}
-        for part in split(match[2] or ""):
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise ValueError(f"expected options like num_refinements=4, got {part!r} in {text!r}")
-            options[key.strip()] = literal(value)
+        method, options = method_of(text)
         own = {name: options.pop(name) for name in ("source", "budget") if name in options}
-        return cls(text.strip(), match[1], options, **own)
+        return cls(text.strip(), method, options, **own)
 
     def spec(self) -> dict[str, Any]:
         """All that decides what is drawn: not the name, and every option, so that two ways to say the same are one."""
@@ -177,6 +169,20 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def method_of(text: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and what stands in the brackets behind it, from "lotts" or "lotts(num_refinements=4, source=random)"."""
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+    if match is None:
+        raise ValueError(f"expected a method like lotts or lotts(num_refinements=4), got {text!r}")
+    options: dict[str, Any] = {}
+    for part in split(match[2] or ""):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"expected options like num_refinements=4, got {part!r} in {text!r}")
+        options[key.strip()] = literal(value)
+    return match[1], options
 
 
 def split(text: str) -> list[str]:

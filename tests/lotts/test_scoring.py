@@ -188,3 +188,8 @@ def test_a_verifier_of_the_wrong_shape_is_refused(folder):
 
     with pytest.raises(ValueError, match=r"forward of dark to give \[3\] scores, got \[\]"):
         Careless()([Image.open(path) for path in scoring.files_of([folder])], ["a"] * 3)
+
+
+def test_no_pictures_are_refused():
+    with pytest.raises(ValueError, match="expected pictures to score, got none"):
+        scoring.score_files([], [], "red")
