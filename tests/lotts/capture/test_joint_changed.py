@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+import torch._dynamo
 from joint_recording import latents_of, layer_inputs, recorder_of
 
 import lotts
@@ -94,12 +95,12 @@ def test_compiled_transformer(clip_tokenizer):
     torch.testing.assert_close(recorder.cross_maps(), eager.cross_maps())
 
 
-def test_blocks_compiled_one_by_one_run_eagerly_where_they_are_many(pipe_of, monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_blocks_compiled_one_by_one_run_eagerly_where_they_are_many(pipe_of):
     pipe = pipe_of("flux-dev")
     with lotts.capture(pipe, "a red cat") as eager:
         expected = latents_of(pipe)
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     blocks = [m for m in pipe.transformer.modules() if m._compiled_call_impl is not None]
     assert len(blocks) > 2
     with lotts.capture(pipe, "a red cat") as maps:
