@@ -247,7 +247,7 @@ def launch(
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # a few words each, and a captured graph goes on reading them
 def _bounds(start: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Where the probe groups begin, and where the last one ends. Kept: a copy to the device cannot be part of a CUDA graph."""
     ends = [start]

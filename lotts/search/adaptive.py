@@ -178,8 +178,8 @@ def _actions(pool: Pool, places: list[Place], configs: list[ResampleConfig], pic
         price = pool.price(left, localise)
         found = [Action(p.chance(stuck), price, p, config) for p in places if p.mask(pool, best).any()]
     if pool.affords(steps):
-        rose = pictures + sum(place.successes for place in places)
-        found.append(Action(1 / (1 + rose), pool.price(steps)))
+        rivals = pictures + sum(place.successes for place in places)
+        found.append(Action(1 / (1 + rivals), pool.price(steps)))
     return found
 
 

@@ -20,12 +20,14 @@ class Region:
     Args:
         order: int64 [B, N], every token of a sample: its masked ones first, then by distance from them.
         own: how many of them are a sample's own: its mask, grown by the nearest tokens to a multiple of ``tile(N)``.
+        owned: ``own`` on the device of ``order``, so that no layer has to copy it there.
         size: how many are computed for every sample: the most that one of them owns. What a sample has beyond its own rides
             along, so that a batch has one shape; nothing attends to it as computed and nothing keeps it.
     """
 
     order: torch.Tensor
     own: tuple[int, ...]
+    owned: torch.Tensor
     size: int
 
     @classmethod
@@ -35,7 +37,7 @@ class Region:
         step = tile(tokens)
         counts = masks.flatten(1).sum(1).tolist()
         own = tuple(min(tokens, -(-count // step) * step) for count in counts)
-        return cls(nearest_first(masks), own, max(own))
+        return cls(nearest_first(masks), own, torch.tensor(own, device=masks.device), max(own))
 
     @property
     def tokens(self) -> int:
@@ -70,9 +72,8 @@ class Region:
         """Of ``fresh`` [R, n, ...], at places ``start`` on, what is the sample's own; elsewhere ``stored``, of the same shape."""
         if self.common == self.size:
             return fresh
-        own = torch.tensor(self.own, device=fresh.device)
         places = torch.arange(start, start + fresh.shape[1], device=fresh.device)
-        mine = (places < own[:, None]).repeat(fresh.shape[0] // len(self.own), 1)
+        mine = (places < self.owned[:, None]).repeat(fresh.shape[0] // len(self.own), 1)
         return torch.where(_as_wide(mine, fresh), fresh, stored)
 
     def _index(self, values: torch.Tensor, order: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,9 @@ class Trace:
     @staticmethod
     def rows(traces: Sequence[tuple[Trace, int]], index: int, key: Any) -> tuple[torch.Tensor, ...]:
         """The samples' rows [G * B, N, ...] of what was kept under ``key``: all of the first kind of row, then of the second."""
-        found = [trace.store.get((index, key)) for trace, _ in traces]
+        # Samples of one batch share its trace, which may lie in the CPU's memory.
+        fetched = {id(trace): trace.store.get((index, key)) for trace in dict.fromkeys(trace for trace, _ in traces)}
+        found = [fetched[id(trace)] for trace, _ in traces]
         parts = []
         for part in range(len(found[0])):
             own = [
