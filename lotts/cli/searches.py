@@ -12,7 +12,7 @@ SEARCH = """\
 examples:
   lotts search "a red circle left of a blue star"
   lotts search "a red ring, a pink cross in a row" --budget nfe=720
-  lotts search "scattered: a red circle, a blue star" --method "lotts_chain(mask_ratio=0.25)" --source prediction
+  lotts search "scattered: a red circle, a blue star" --method "lotts_chain(mask_ratio=0.25)" --source attention
   lotts search "a red circle left of a blue star" --method best_of_n --budget seconds=20 --out best
 
 Methods: lotts_adaptive spends each unit of compute where a better picture is likeliest for its cost; lotts, lotts_chain,
@@ -28,14 +28,7 @@ def add_commands(commands: Any) -> None:
     search.add_argument("prompt", metavar="PROMPT", help="what to draw")
     add(search, "--method", str, "lotts_adaptive", "M", "how to search, options in brackets")
     add(search, "--budget", str, "samples=9", "B", "samples=9, nfe=450, tokens=1e6 or seconds=60")
-    add(
-        search,
-        "--source",
-        str,
-        None,
-        "attention|prediction|verifier",
-        "where defect maps come from (default: the verifier where it says what is wrong, else prediction)",
-    )
+    add(search, "--source", str, "prediction", "prediction|attention|verifier", "where defect maps come from")
     add_sampling(search)
     add(search, "--height", int, None, "PX", "height in pixels (default: the model's)")
     add(search, "--width", int, None, "PX", "width in pixels (default: the model's)")
@@ -68,8 +61,7 @@ def _search(args: argparse.Namespace) -> int:
     verifier = load(name)
     check_prompt(args.prompt, verifier)
     search.check_comparable(verifier)
-    source = args.source or ("verifier" if hasattr(verifier, "defect_maps") else "prediction")
-    map_source(source, verifier)
+    map_source(args.source, verifier)
     pipe = load_pipeline(args.model, device=args.device, dtype=args.dtype)
     with tqdm(unit="step", leave=False, disable=None) as bar:
 
@@ -84,7 +76,7 @@ def _search(args: argparse.Namespace) -> int:
             method,
             budget=budget,
             verifier=verifier,
-            source=source,
+            source=args.source,
             generator=generator,
             height=args.height,
             width=args.width,

@@ -20,14 +20,14 @@ def test_a_search_is_made_saved_and_replayed(ready, tmp_path, capsys):
     assert cli.main(["search", "a red cat", "--budget", "samples=3", "--out", out, *ready]) == 0
     assert "NFE" in capsys.readouterr().out
     settings = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
-    # the verifier cannot say where, so the model itself is asked
     assert (settings["method"], settings["source"], settings["budget"]) == ("lotts_adaptive", "prediction", "samples=3")
     assert cli.main(["replay", out]) == 0
 
 
-def test_the_verifiers_own_map_is_taken_where_there_is_one(tmp_path):
+def test_the_embedded_pipeline_is_searched_with_the_verifiers_own_map(tmp_path):
     out = tmp_path / "out"
-    arguments = ["--budget", "samples=1", "--steps", "2", "--method", "lotts_chain(num_candidates=1)"]
+    method = ["--method", "lotts_chain(num_candidates=1)", "--source", "verifier"]
+    arguments = ["--budget", "samples=1", "--steps", "2", *method]
     assert cli.main(["search", "a red circle left of a blue star", *arguments, "--out", str(out)]) == 0
     assert json.loads((out / "manifest.json").read_text())["settings"]["source"] == "verifier"
 
