@@ -155,3 +155,18 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "negative_prompt": args.negative_prompt,
         "batch_size": args.batch_size,
     }
+
+
+def checked_settings(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The verifier's name and the other ``model_settings`` of a command on one prompt; raises what is wrong before anything is loaded."""
+    from lotts.arguments import check_prompt
+    from lotts.models import check_device, check_dtype
+    from lotts.verifiers import check_name
+
+    settings = model_settings(args)
+    name = settings.pop("verifier")
+    check_name(name)
+    check_device(args.device)
+    check_dtype(args.dtype)
+    check_prompt(args.prompt)
+    return name, settings

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lotts.cli.arguments import STYLE, add, add_method, add_run, model_settings
+from lotts.cli.arguments import STYLE, add, add_method, add_run, checked_settings
 
 if TYPE_CHECKING:
     import torch
@@ -97,16 +97,11 @@ def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any],
     numbers.
     """
     from lotts.arguments import check_numbers, check_prompt
-    from lotts.models import check_device, check_dtype, dtype_name, load_pipeline
+    from lotts.models import dtype_name, load_pipeline
     from lotts.sources import map_source
-    from lotts.verifiers import check_name, load
+    from lotts.verifiers import load
 
-    settings = model_settings(args)
-    name = settings.pop("verifier")
-    check_name(name)
-    check_device(args.device)
-    check_dtype(args.dtype)
-    check_prompt(args.prompt)
+    name, settings = checked_settings(args)
     method = {
         "num_refinements": args.refinements,
         "mask_ratio": args.mask_ratio,

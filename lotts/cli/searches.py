@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lotts.cli.arguments import STYLE, add, add_run, add_sampling, model_settings
+from lotts.cli.arguments import STYLE, add, add_run, add_sampling, checked_settings
 from lotts.cli.pictures import check_folder, finish, seeded
 
 SEARCH = """\
@@ -42,16 +42,11 @@ def _search(args: argparse.Namespace) -> int:
     from lotts import search
     from lotts.arguments import check_prompt
     from lotts.compare.study import Variant, method_of
-    from lotts.models import check_device, check_dtype, dtype_name, load_pipeline
+    from lotts.models import dtype_name, load_pipeline
     from lotts.sources import map_source
-    from lotts.verifiers import check_name, load
+    from lotts.verifiers import load
 
-    settings = model_settings(args)
-    name = settings.pop("verifier")
-    check_name(name)
-    check_device(args.device)
-    check_dtype(args.dtype)
-    check_prompt(args.prompt)
+    name, settings = checked_settings(args)
     method, options = method_of(args.method)
     if "source" in options:
         raise ValueError(f"expected --source {options['source']} instead of a source in brackets")
