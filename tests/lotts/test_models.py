@@ -63,7 +63,9 @@ def test_absent_weights_say_how_to_train_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["shapes-ds", "no/such/folder", "", "../x"])
-def test_a_name_that_is_nothing_is_refused_before_any_download(name):
+def test_a_name_that_is_nothing_is_refused_before_any_download(name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # elsewhere a folder of that name may be
     with pytest.raises(ValueError, match="shapes-sd, shapes-sdxl, shapes-flux, a folder or a hub id"):
         load_pipeline(name)
 
