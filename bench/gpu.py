@@ -64,15 +64,18 @@ def gate(case: Case) -> dict[str, Any]:
     }
 
 
-def survived(case: Case, part: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What ``part`` finds of a case; an exception is a red entry and not the end of the run."""
+def survived(
+    case: Case, part: Callable[..., dict[str, Any]], *arguments: Any, found: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What ``part`` finds of a case, beside what was ``found``; an exception is a red entry and not the end of the run."""
+    before = {**described(case), "flops": case.flops(), "traffic_bytes": 0, "checks": []} if found is None else found
     try:
-        return part(case, *arguments)
+        return before | part(case, *arguments)
     except Exception as error:
         told_of = f"{type(error).__name__}: {told(error)}"
         print(f"  {case.name}  FAILED: {told_of}", flush=True)
         torch.cuda.empty_cache()
-        return {**described(case), "checks": [], "correct": False, "error": told_of}
+        return before | {"correct": False, "error": told_of}
 
 
 def calls_of(case: Case, inputs: dict[str, Any], compiled: bool) -> dict[str, Call]:
@@ -193,7 +196,7 @@ def main(argv: list[str]) -> int:
         else:
             for case, entry in zip(chosen, gated, strict=True):
                 copy = roofline["copy_bytes_per_second"]
-                entry |= survived(case, measure, timer, rounds, not arguments.no_compile, copy)
+                entry |= survived(case, measure, timer, rounds, not arguments.no_compile, copy, found=entry)
                 if "error" in entry:
                     red.append(op)
                 else:

@@ -8,7 +8,8 @@ The models have their published configurations and random weights, on which spee
 float32 on a CPU, float16 or bfloat16 on a GPU. A step is the network's forward on the rows that its pipeline runs at once:
 two under classifier-free guidance, one for FLUX. Kinds of step: stock; idle, captured with nothing recorded; cross, with
 cross-attention recorded, of the prompt and of the two quality prompts; self, with maps propagated. Kinds take turns, a ratio
-is the median over rounds of the ratio within a round, and memory is the most that a step holds above what was held before.
+is the median over rounds of the ratio within a round, and memory is the most that a step holds above what was held before; on a
+GPU what the capture itself holds counts.
 A model that does not fit is listed with what it would take.
 """
 
@@ -98,7 +99,8 @@ def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any
             else:
                 held = torch.cuda.memory_allocated() - base  # by the capture: its sums and the quality prompts' keys
                 took, peak = timer.device_seconds(calls[kind], long=True), held + timer.extra_bytes(calls[kind])
-                wall[kind].append(timer.wall_seconds(calls[kind]))
+                if i_round > 0:
+                    wall[kind].append(timer.wall_seconds(calls[kind]))
         if i_round > 0:
             seconds[kind].append(took)
             peaks[kind].append(peak)

@@ -166,7 +166,12 @@ def test_a_case_that_fails_is_red_and_the_others_go_on(on_cpu, capsys):
     entry = gpu.survived(case, broken)
     assert (entry["name"], entry["correct"], entry["checks"]) == (case.name, False, [])
     assert "ZeroDivisionError: out of shared memory" in capsys.readouterr().out
-    assert gpu.survived(case, gpu.gate)["correct"]
+    green = gpu.survived(case, gpu.gate)
+    assert green["correct"]
+    red = gpu.survived(case, broken, found=green)
+    assert (red["correct"], red["checks"]) == (False, green["checks"])
+    for case in SMALL.values():  # what failed is missed, and no error where targets are judged
+        assert not any(row["met"] for row in targets.judged([gpu.survived(case, broken)]))
 
 
 def test_attention_without_maps_is_credited_with_its_own_work():
