@@ -95,14 +95,18 @@ class GpuTimer:
 
     def interleaved(self, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
         """Each call's times over ``rounds``, after two rounds of warm-up."""
-        times = {name: Times() for name in calls}
-        names = list(calls)
-        for name in [*names, *names]:
-            self.wall_seconds(calls[name])
-        for _, name in rounds_of(names, rounds):
-            times[name].device.append(self.device_seconds(calls[name]))
-        for _, name in rounds_of(names, rounds):
+        times = {name: Times(device) for name, device in self.device_only(calls, rounds).items()}
+        for _, name in rounds_of(list(calls), rounds):
             times[name].wall.append(self.wall_seconds(calls[name]))
+        return times
+
+    def device_only(self, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+        """Each call's device seconds, likewise."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for name in [*calls, *calls]:
+            self.wall_seconds(calls[name])
+        for _, name in rounds_of(list(calls), rounds):
+            times[name].append(self.device_seconds(calls[name]))
         return times
 
     def roofline(self, megabytes: int = 1024, size: int = 8192, rounds: int = 20) -> dict[str, float]:

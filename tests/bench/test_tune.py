@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from bench import tune
-from bench.timing import Times
 from lotts.kernels import launch
 
 SECONDS = {256: 3.0, 512: 1.0, 1024: 2.0}
@@ -19,11 +18,11 @@ class FakeTimer:
     def __init__(self, launched):
         self.launched = launched
 
-    def interleaved(self, calls, rounds):
+    def device_only(self, calls, rounds):
         times = {}
         for name, call in calls.items():
             call()
-            times[name] = Times([SECONDS[self.launched[-1]]] * rounds, [])
+            times[name] = [SECONDS[self.launched[-1]]] * rounds
         return times
 
 
@@ -79,34 +78,58 @@ def test_every_row_has_cases_within_its_bounds():
             launch.config(group.row, "sm_90", group.bits, group.head_dim, group.keys)
 
 
-def test_only_a_clear_gain_replaces_the_present_configuration():
-    present, other = {"BLOCK": 1}, {"BLOCK": 2}
-    assert tune.best([present, other], [[[1.0], [0.99]]]) == (present, 1.0)
-    assert tune.best([present, other], [[[1.0], [0.5]]]) == (other, 0.5)
+def test_candidates_are_ranked_by_their_time_over_the_first_one_s_at_all_shapes():
+    assert tune.ranked([[[1.0], [0.5], [0.75]]]) == [(0.5, 1), (0.75, 2), (1.0, 0)]
     # Worse at one shape by as much as it is better at another: no gain.
-    assert tune.best([present, other], [[[1.0], [0.5]], [[1.0], [2.0]]])[0] == present
+    assert tune.ranked([[[1.0], [0.5]], [[1.0], [2.0]]]) == [(1.0, 0), (1.0, 1)]
 
 
-def test_wrong_and_spilling_candidates_are_not_timed(group, monkeypatch):
+@pytest.fixture
+def tuned(group, monkeypatch):
+    """What ``tune`` chooses for a group whose candidates are the blocks of SECONDS and 2048, which is wrong, and what was timed."""
     configs = [{"BLOCK": block, "num_warps": 4, "num_stages": 1} for block in (*SECONDS, 2048)]
-    monkeypatch.setattr(tune, "candidates", lambda op, bits: configs)
-    monkeypatch.setattr(tune, "spills", lambda job: "spills" if job[4]["BLOCK"] == 256 else None)
-    monkeypatch.setattr(tune, "wrong", lambda group, config, inputs: "wrong" if config["BLOCK"] == 2048 else None)
     launched = []
 
     def ours(case, inputs, impl):
         launched.append(launch.config("inject_noise", "sm_90", 16)["BLOCK"])
 
-    monkeypatch.setattr(type(group.cases[0]), "ours", ours)
-    assert tune.tune(group, "sm_90", FakeTimer(launched), map, "cpu")["BLOCK"] == 512
-    assert set(launched) == {512, 1024}
+    def choose(spilling=(), present=256):
+        monkeypatch.setattr(tune, "candidates", lambda op, bits: configs)
+        monkeypatch.setattr(launch, "config", lambda *_, **__: dict(configs[0], BLOCK=present))
+        monkeypatch.setattr(tune, "spills", lambda job: "spills" if job[4]["BLOCK"] in spilling else None)
+        monkeypatch.setattr(tune, "wrong", lambda job: "wrong" if job[1]["BLOCK"] == 2048 else None)
+        monkeypatch.setattr(type(group.cases[0]), "ours", ours)
+        return tune.tune(group, "sm_90", FakeTimer(launched), map, "cpu")["BLOCK"], set(launched)
+
+    return choose
+
+
+def test_wrong_candidates_are_not_timed(tuned):
+    assert tuned() == (512, {256, 512, 1024})
+
+
+def test_the_fastest_that_does_not_spill_is_chosen(tuned, capsys):
+    assert tuned(spilling=[512])[0] == 1024
+    assert "512" in capsys.readouterr().out
+
+
+def test_a_row_stays_where_all_that_is_faster_spills(tuned, capsys):
+    assert tuned(spilling=SECONDS)[0] == 256
+    assert "what is faster spills; the row stays" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(2.97, 256), (2.0, 512)])
+def test_only_a_clear_gain_replaces_the_present_configuration(tuned, monkeypatch, seconds, chosen):
+    monkeypatch.setitem(SECONDS, 512, seconds)
+    monkeypatch.setitem(SECONDS, 1024, 4.0)
+    assert tuned()[0] == chosen
 
 
 def test_without_a_valid_candidate_a_row_stays(group, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "spills", lambda job: "spills")
+    monkeypatch.setattr(tune, "wrong", lambda job: "wrong")
     present = launch.config(group.row, "sm_90", group.bits, group.head_dim, group.keys)
     assert tune.tune(group, "sm_90", FakeTimer([]), map, "cpu") == present
-    assert "no candidate is right and free of spills; the row stays" in capsys.readouterr().out
+    assert "no candidate is right; the row stays" in capsys.readouterr().out
 
 
 def test_a_configuration_is_in_force_within_the_context_only():
@@ -118,10 +141,9 @@ def test_a_configuration_is_in_force_within_the_context_only():
 
 
 def test_results_are_compared_before_a_candidate_counts(group, monkeypatch):
-    inputs = [case.inputs("cpu") for case in group.cases]
     config = launch.config("inject_noise", "sm_90", 16)
     monkeypatch.setattr(type(group.cases[0]), "ours", lambda case, inputs, impl: inputs["background"].unsqueeze(1))
-    assert "FAILS" in tune.wrong(group, config, inputs)
+    assert "FAILS" in tune.wrong((group, config, "cpu"))
 
 
 def test_every_row_has_a_kernel_whose_candidates_are_compiled(monkeypatch):
