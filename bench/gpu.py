@@ -162,7 +162,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, which takes most of the time"
     )
-    parser.add_argument("--commit", help="of the tree that is measured, where git cannot tell")
     parser.add_argument("--profile", action="store_true", help="note each kernel's registers, shared memory and spills")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -170,7 +169,7 @@ def main(argv: list[str]) -> int:
         return 2
 
     arch = architecture(torch.device("cuda"))
-    report: dict[str, Any] = {"environment": environment(arguments.commit) | {"architecture": arch}}
+    report: dict[str, Any] = {"environment": environment() | {"architecture": arch}}
     timer = GpuTimer()
     report["roofline"] = roofline = timer.roofline()
     others = kept(arguments.out, report["environment"], arguments.only)

@@ -55,15 +55,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
-def environment(commit: str | None = None) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Versions, machine, commit and date, and the GPU with its driver where there is one.
 
-    ``commit`` stands in where the tree was copied without its git folder; ``dirty`` is then None, unknown.
+    Where the tree was copied without its git folder the variable BENCH_COMMIT says the commit; ``dirty`` is then None, unknown.
     """
     status = _git("status", "--porcelain", "--untracked-files=no")
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or commit,
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("BENCH_COMMIT"),
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
         "machine": platform.machine(),
