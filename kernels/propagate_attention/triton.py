@@ -1,9 +1,10 @@
-"""propagate_attention as one Triton kernel: flash attention in which a few columns ride beside V.
+"""propagate_attention in Triton: flash attention in which a few columns ride beside V.
 
 The columns W and, as one more column, ones form a second, narrow operand of the same probabilities: softmax(QK^T) W comes out
 next to the output, and the ones bring the softmax's denominator out of the tensor cores too. In half precision each column
 rides as the part that bfloat16 (float16) keeps and what that leaves over, so columns keep about 16 (22) bits; and because
-the denominator sums the very probabilities that weigh the columns, a constant column comes back constant.
+the denominator sums the very probabilities that weigh the columns, a constant column comes back constant. A small kernel lays
+this operand out first: made anew for each block of queries, in registers, it took three times as long as all the rest.
 
 In the joint form the sequence holds main tokens and, in one gap among them, groups of probe tokens. Main tokens attend to
 main tokens as if there were no gap; a group attends to itself and to the context (the image). Keys are counted without the
@@ -23,9 +24,9 @@ from lotts.kernels.tiles import LOG2_E, batch_stride, head_dims, load_tile, quer
 
 @triton.jit
 def propagate_attention_kernel(
-    q, k, v, w, o, maps, key_mask, bounds,
+    q, k, v, w, unit, o, maps, key_mask, bounds,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_km, stride_vb, stride_vh, stride_vm,
-    stride_wb, stride_wh, stride_wm, stride_ob, stride_oh, stride_on, stride_pb, stride_ph, stride_pn, stride_kmb,
+    stride_wb, stride_wh, stride_ob, stride_oh, stride_on, stride_pb, stride_ph, stride_pn, stride_kmb,
     H, N, M, gap, gap_size, context_start, context_stop, main_blocks, blocks_per_group, score_scale,
     C: tl.constexpr, GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, ACCUMULATE: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -68,7 +69,9 @@ def propagate_attention_kernel(
     b_q = query_block(p_q, m_n, D, BLOCK_D, CHUNK_D)
     k += i_b * stride_kb + i_h * stride_kh
     v += i_b * stride_vb + i_h * stride_vh
-    w += i_b * stride_wb + i_h * stride_wh
+    o_w = tl.arange(0, BLOCK_W)
+    i_w = i_b * stride_wb + i_h * stride_wh
+    w += i_w * M * BLOCK_W
     key_mask += i_b * stride_kmb
 
     # [BLOCK_N]
@@ -80,17 +83,19 @@ def propagate_attention_kernel(
     whole = keys // BLOCK_M * BLOCK_M
     for start in range(0, whole, BLOCK_M):
         b_max, b_seen, b_o, b_w = attend(
-            b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, start + o_m, keys, head, split, tail, seen_start, seen_stop,
-            stride_km, stride_vm, stride_wm, score_scale, o_dv,
-            C, GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, False,
+            b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, start, o_m, keys, head, split, tail, seen_start, seen_stop,
+            stride_km, stride_vm, score_scale, o_dv, o_w,
+            GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, False,
         )  # fmt: skip
     if whole < keys:
         b_max, b_seen, b_o, b_w = attend(
-            b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, whole + o_m, keys, head, split, tail, seen_start, seen_stop,
-            stride_km, stride_vm, stride_wm, score_scale, o_dv,
-            C, GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, True,
+            b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, whole, o_m, keys, head, split, tail, seen_start, seen_stop,
+            stride_km, stride_vm, score_scale, o_dv, o_w,
+            GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, True,
         )  # fmt: skip
 
+    if unit is not None:
+        b_w *= tl.load(unit + i_w * BLOCK_W + o_w)[None, :]
     # A column's halves lie side by side; the ones are column C.
     # [BLOCK_N, BLOCK_C]
     b_maps = tl.sum(tl.reshape(b_w, [BLOCK_N, BLOCK_C, BLOCK_W // BLOCK_C]), axis=2)
@@ -122,61 +127,46 @@ def propagate_attention_kernel(
 
 @triton.jit
 def attend(
-    b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, o_key, keys, head, split, tail, seen_start, seen_stop,
-    stride_km, stride_vm, stride_wm, score_scale, o_dv,
-    C: tl.constexpr, GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, start, o_m, keys, head, split, tail, seen_start, seen_stop,
+    stride_km, stride_vm, score_scale, o_dv, o_w,
+    GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_W: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys at positions ``o_key`` [BLOCK_M] (the last tile is RAGGED) joins the running softmax."""
+    """One tile of keys from position ``start`` on (the last tile is RAGGED) joins the running softmax."""
     # [BLOCK_M]
+    o_key = start + o_m
     m_m = o_key < keys
-    o_at = o_key
+    # Where the tile's first key lies, which is a number, and the others from there: in a loop only the number changes.
+    first, o_at = start, o_m.to(tl.int64)
     if GROUPS > 0:
-        o_at = tl.where(o_key < split, head + o_key, tail + o_key - split)
-    o_at = o_at.to(tl.int64)
+        # A tile that begins in the first run may pass into the second.
+        first = tl.where(start < split, head + start, tail + start - split)
+        o_at += tl.where((start < split) & (o_key >= split), tail - split - head, 0)
+    first = tl.cast(first, tl.int64)
     # [BLOCK_N, BLOCK_M]
     b_s = scores(
-        b_q, m_n, k + o_at[:, None] * stride_km, m_m, score_scale, D, BLOCK_D, CHUNK_D, PRECISION, RAGGED
+        b_q, m_n, k + first * stride_km + o_at[:, None] * stride_km, m_m, score_scale,
+        D, BLOCK_D, CHUNK_D, PRECISION, RAGGED,
     )  # fmt: skip
     # [BLOCK_M, BLOCK_DV]
-    b_v = load_tile(v + o_at[:, None] * stride_vm, m_m, o_dv, DV, BLOCK_DV, RAGGED)
+    b_v = load_tile(v + first * stride_vm + o_at[:, None] * stride_vm, m_m, o_dv, DV, BLOCK_DV, RAGGED)
     if HAS_MASK:
-        m_seen = m_m & (tl.load(key_mask + o_at, mask=m_m, other=0) != 0)
+        m_seen = m_m & (tl.load(key_mask + first + o_at, mask=m_m, other=0) != 0)
         b_s = tl.where(m_seen[None, :], b_s, float("-inf"))
     elif RAGGED:
         b_s = tl.where(m_m[None, :], b_s, float("-inf"))
     b_max, b_shift, b_fade = raise_maximum(b_max, b_s, HAS_MASK)
     b_p = tl.math.exp2(b_s - b_shift[:, None])
     if GROUPS > 0:
-        m_context = (o_key >= seen_start) & (o_key < seen_stop)
-        b_seen = b_seen * b_fade + tl.sum(tl.where(m_context[None, :], b_p, 0.0), axis=1)
+        # A product, which becomes one fused multiplication and addition.
+        b_context = tl.where((o_key >= seen_start) & (o_key < seen_stop), 1.0, 0.0)
+        b_seen = b_seen * b_fade + tl.sum(b_p * b_context[None, :], axis=1)
     b_p = b_p.to(b_v.dtype)
     b_o = tl.dot(b_p, b_v, b_o * b_fade[:, None], input_precision=PRECISION)
-
-    # [BLOCK_M, BLOCK_W]: columns 0, 1, ..., C - 1 and ones, each once or, in half precision, as two halves.
-    SPLIT: tl.constexpr = 1 if b_v.dtype == tl.float32 else 2
-    o_w = tl.arange(0, BLOCK_W)
-    o_column = o_w // SPLIT
-    m_w = m_m[:, None] & (o_column < C)[None, :]
-    b_column = tl.load(w + o_at[:, None] * stride_wm + o_column[None, :], mask=m_w, other=0.0)
-    b_column = tl.where((o_column == C)[None, :], 1.0, b_column)
-    if SPLIT == 1:
-        b_w = tl.dot(b_p, b_column, b_w * b_fade[:, None], input_precision=PRECISION)
-    else:
-        b_unit = tl.full([BLOCK_W], 1.0, tl.float32)
-        if b_v.dtype == tl.float16:
-            # float16 has too few exponents for any float32 column: each tile is scaled by its largest entry.
-            b_unit = tl.max(tl.abs(b_column), axis=0)
-            b_unit = tl.where(b_unit > 0.0, b_unit, 1.0)
-            b_column /= b_unit[None, :]
-        b_high = b_column.to(b_v.dtype)
-        b_low = (b_column - b_high.to(tl.float32)).to(b_v.dtype)
-        b_half = tl.where((o_w % 2 == 0)[None, :], b_high, b_low)
-        if b_v.dtype == tl.float16:
-            b_w = b_w * b_fade[:, None] + tl.dot(b_p, b_half) * b_unit[None, :]
-        else:
-            b_w = tl.dot(b_p, b_half, b_w * b_fade[:, None])
+    # [BLOCK_M, BLOCK_W]
+    b_column = load_tile(w + first * BLOCK_W + o_at[:, None] * BLOCK_W, m_m, o_w, BLOCK_W, BLOCK_W, RAGGED)
+    b_w = tl.dot(b_p, b_column, b_w * b_fade[:, None], input_precision=PRECISION)
     return b_max, b_seen, b_o, b_w
 
 
@@ -207,6 +197,58 @@ def group_sum(
     return tl.where(b_max == float("-inf"), 0.0, b_max), b_sum
 
 
+@triton.jit
+def lay_columns_kernel(
+    w, halves, unit, stride_wb, stride_wh, stride_wm, H, M, gap, gap_size,
+    C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """One tile of ``halves`` [M, BLOCK_W]: columns 0, 1, ..., C - 1 and ones, each once or, in half precision, as two halves."""
+    i_m, i_w = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    o_w = tl.arange(0, BLOCK_W)
+    o_column = o_w // (BLOCK_W // BLOCK_C)
+    w += i_w // H * stride_wb + i_w % H * stride_wh + o_column[None, :]
+    # [BLOCK_W]
+    b_unit = tl.full([BLOCK_W], 1.0, tl.float32)
+    if unit is not None:
+        # float16 has too few exponents for any float32 column: each is scaled by its largest entry, the probes' left out.
+        b_most = tl.zeros([BLOCK_M, BLOCK_W], tl.float32)
+        for start in range(0, M, BLOCK_M):
+            o_m = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
+            m_m = (o_m < M) & ((o_m < gap) | (o_m >= gap + gap_size))
+            b_w = tl.load(w + o_m[:, None] * stride_wm, mask=m_m[:, None] & (o_column < C)[None, :], other=0.0)
+            b_most = tl.maximum(b_most, tl.abs(b_w))
+        b_most = tl.max(b_most, axis=0)
+        b_unit = tl.where(b_most > 0.0, b_most, 1.0)
+        if i_m == 0:
+            tl.store(unit + i_w * BLOCK_W + o_w, b_unit)
+    o_m = i_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_m = (o_m < M)[:, None]
+    # [BLOCK_M, BLOCK_W]
+    b_w = tl.load(w + o_m[:, None] * stride_wm, mask=m_m & (o_column < C)[None, :], other=0.0) / b_unit[None, :]
+    b_w = tl.where((o_column == C)[None, :], 1.0, b_w)
+    b_high = b_w.to(halves.dtype.element_ty)
+    if BLOCK_W != BLOCK_C:
+        b_low = (b_w - b_high.to(tl.float32)).to(halves.dtype.element_ty)
+        b_high = tl.where((o_w % 2 == 0)[None, :], b_high, b_low)
+    tl.store(halves + (i_w * M + o_m)[:, None] * BLOCK_W + o_w[None, :], b_high, mask=m_m)
+
+
+def lay_columns(
+    columns: Tensor, dtype: torch.dtype, gap: int, gap_size: int, blocks: dict[str, int]
+) -> tuple[Tensor, Tensor | None]:
+    """The operand beside V, [1 or B, 1 or H, M, BLOCK_W], and what multiplies its products again, or None for one."""
+    batch, heads, keys, count = columns.shape
+    width = blocks["BLOCK_W"]
+    config = table.config("lay_columns", table.architecture(columns.device), 8 * dtype.itemsize)
+    halves = torch.empty(batch, heads, keys, width, dtype=dtype, device=columns.device)
+    unit = torch.empty(batch, heads, width, device=columns.device) if dtype == torch.float16 else None
+    lay_columns_kernel[(triton.cdiv(keys, config["BLOCK_M"]), batch * heads)](
+        columns, halves, unit, *columns.stride()[:3], heads, keys, gap, gap_size,
+        C=count, **blocks, **config,
+    )  # fmt: skip
+    return halves, unit
+
+
 def launch(
     query: Tensor,
     key: Tensor,
@@ -234,10 +276,11 @@ def launch(
     main_blocks = triton.cdiv(rows - probes, config["BLOCK_N"])
     blocks_per_group = triton.cdiv(max(probe_sizes, default=0), config["BLOCK_N"])
     bounds = _bounds(probe_start, tuple(probe_sizes), query.device) if groups else key
+    halves, unit = lay_columns(columns, query.dtype, probe_start, probes, column_blocks)
     propagate_attention_kernel[(main_blocks + groups * blocks_per_group, batch * heads)](
-        query, key, value, columns, out, maps, key if key_mask is None else key_mask, bounds,
+        query, key, value, halves, unit, out, maps, key if key_mask is None else key_mask, bounds,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        batch_stride(columns), 0 if columns.shape[1] == 1 else columns.stride(1), columns.stride(2),
+        0 if len(halves) == 1 else halves.shape[1], int(halves.shape[1] != 1),
         *out.stride()[:3], *maps.stride()[:3], 0 if key_mask is None else batch_stride(key_mask),
         heads, rows, keys, probe_start, probes, *context, main_blocks, max(1, blocks_per_group), scale * LOG2_E,
         C=count, GROUPS=groups, HAS_MASK=key_mask is not None, ACCUMULATE=accumulate,
@@ -271,8 +314,8 @@ def _table_row(groups: int, column_blocks: dict[str, int]) -> str:
 
 
 def variants() -> list[table.Variant]:
-    """Specialisations to compile ahead of time: head dims in half precision (80 runs as 128 does), float32, and the joint form."""
-    pointers = {"w": "fp32", "maps": "fp32", "key_mask": "i1", "bounds": "i32"}
+    """Specialisations to compile ahead of time: head dims in half precision (80 runs as 128 does), float32, the joint form, and
+    what lays the columns out."""
     half = [("fp16", d, 2, 0) for d in (40, 64, 128, 160)]
     joint = [("bf16", 64, 2, 2), ("bf16", 128, 2, 2)]
     single = [("fp32", d, 2, 0) for d in (64, 128, 160)]
@@ -280,13 +323,17 @@ def variants() -> list[table.Variant]:
     for dtype, dim, columns, groups in [*half, ("bf16", 64, 16, 0), *joint, *single]:
         size = 4 if dtype == "fp32" else 2
         blocks = _column_blocks(columns, groups, size)
+        scaled = {"unit": "fp32"} if dtype == "fp16" else {}
+        fixed = {} if scaled else {"unit": None}
+        name = f"{dtype} D={dim} C={columns}{' joint' if groups else ''}"
         found.append(
             table.Variant(
-                f"propagate_attention {dtype} D={dim} C={columns}{' joint' if groups else ''}",
+                f"propagate_attention {name}",
                 _table_row(groups, blocks),
                 propagate_attention_kernel,
-                dict.fromkeys("qkvo", dtype) | pointers,
+                dict.fromkeys("qkvwo", dtype) | {"maps": "fp32", "key_mask": "i1", "bounds": "i32"} | scaled,
                 {"C": columns, "GROUPS": groups, "HAS_MASK": False, "ACCUMULATE": True}
+                | fixed
                 | head_dims(dim, dim, size)
                 | blocks,
                 bits=8 * size,
@@ -296,4 +343,15 @@ def variants() -> list[table.Variant]:
                 dots=size == 2,
             )
         )
+        if dim == 64:
+            found.append(
+                table.Variant(
+                    f"lay_columns {name}",
+                    "lay_columns",
+                    lay_columns_kernel,
+                    {"w": "fp32", "halves": dtype} | scaled,
+                    {"C": columns} | fixed | blocks,
+                    bits=8 * size,
+                )
+            )
     return found

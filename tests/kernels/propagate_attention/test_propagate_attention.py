@@ -170,7 +170,7 @@ def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(near_and_far):
 def test_the_op_keeps_its_contract_with_torch(arguments, sizes):
     query, key, value, columns = arguments(n=30, m=30)
     maps = torch.zeros(2, 3, 30, 2 + len(sizes), device=DEVICE)
-    args = (query, key, value, columns, maps, None, sizes, 10, 18, 30, 0.125, True)
+    args = (query, key, value, columns.unsqueeze(1), maps, None, sizes, 10, 18, 30, 0.125, True)
     torch.library.opcheck(torch.ops.lotts.propagate_attention, args)
 
 
