@@ -1,11 +1,13 @@
 """Who computes an op: the table of implementations behind every ``impl=`` argument."""
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 #: What ``impl=`` may name, fastest first. An op need not offer all of them.
 IMPLEMENTATIONS = ("triton", "portable", "reference")
@@ -70,6 +72,30 @@ def select(op: str, impl: str | None, device: torch.device, dtype: torch.dtype =
         if obstacle is not None:
             raise RuntimeError(f"{op}: impl='triton' cannot run here: {obstacle}; use impl='portable'")
     return implementations[impl]
+
+
+def custom_op(name: str, *, mutates_args: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """``torch.library.custom_op`` whose function is called straight away where nobody but the caller must see the op.
+
+    The way through torch's dispatcher takes as long as a small kernel runs.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        known = torch.library.custom_op(name, mutates_args=mutates_args)(function)
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            return (known if _listened_to() else function)(*arguments)
+
+        call.register_fake = known.register_fake  # type: ignore[attr-defined]
+        return call
+
+    return register
+
+
+def _listened_to() -> bool:
+    """Whether a compiler, autograd or a dispatch mode (fake tensors, a counter of FLOPs) may want to know of an op."""
+    return torch.compiler.is_compiling() or torch.is_grad_enabled() or _len_torch_dispatch_stack() > 0
 
 
 def _device(device: torch.device | str | None) -> torch.device:

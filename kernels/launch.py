@@ -18,6 +18,17 @@ TABLE = Path(__file__).with_name("launch_table.json")
 Config = dict[str, Any]
 
 
+def cdiv(count: int, size: int) -> int:
+    """Blocks of ``size`` that hold ``count``. (triton.cdiv, called by Python, takes microseconds.)"""
+    return -(-count // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is no less than ``number``, which is positive."""
+    return 1 << (number - 1).bit_length()
+
+
+@functools.cache
 def architecture(device: torch.device) -> str:
     """``"sm_90"``, ``"gfx942"``, ...; ``"interpreter"`` for the CPU."""
     if device.type != "cuda":
@@ -47,10 +58,15 @@ def config(op: str, arch: str, bits: int, head_dim: int = 0, keys: int = 0) -> C
     Raises:
         LookupError: no row fits.
     """
+    return dict(_found(op, arch, bits, head_dim, keys))
+
+
+@functools.lru_cache(maxsize=1024)
+def _found(op: str, arch: str, bits: int, head_dim: int, keys: int) -> Config:
     for name in (arch, "default"):
         for row in table().get(op, {}).get(name, []):
             if row["bits"] == bits and head_dim <= row["head_dim"] and keys <= row["keys"]:
-                return dict(row["config"])
+                return row["config"]
     raise LookupError(f"{op}: no launch configuration for {bits} bits, head dim {head_dim}, {keys} keys in {TABLE}")
 
 

@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lotts.kernels.launch import next_power_of_2
+
 #: Scores are scaled by this beside the softmax scale, so that exp2, which the hardware has, serves as exp.
 LOG2_E = 1.4426950408889634
 
@@ -13,7 +15,7 @@ def head_dims(dim: int, value_dim: int, element_size: int) -> dict[str, int]:
 
     Where a block of queries would fill the registers (float32, or more than 128 wide) scores are summed over chunks of 32.
     """
-    blocks = {f"BLOCK_{name}": max(16, triton.next_power_of_2(size)) for name, size in (("D", dim), ("DV", value_dim))}
+    blocks = {f"BLOCK_{name}": max(16, next_power_of_2(size)) for name, size in (("D", dim), ("DV", value_dim))}
     whole = element_size * blocks["BLOCK_D"] <= 256
     return {"D": dim, "DV": value_dim, **blocks, "CHUNK_D": blocks["BLOCK_D"] if whole else 32}
 

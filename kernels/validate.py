@@ -20,19 +20,19 @@ def has_shape(name: str, value: Tensor, spec: str, sizes: dict[str, int]) -> Non
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    dims = spec.split()
-    known = {dim: sizes[dim.removesuffix("|1")] for dim in dims if dim.removesuffix("|1") in sizes}
-    fits = value.ndim == len(dims) and all(
-        dim not in known or size == known[dim] or (size == 1 and dim.endswith("|1"))
-        for dim, size in zip(dims, value.shape, strict=True)
-    )
+    dims, shape = spec.split(), value.shape
+    fits, bound = len(shape) == len(dims), {}
+    for dim, size in zip(dims, shape, strict=False):
+        dim, or_one = dim.removesuffix("|1"), dim.endswith("|1")
+        if dim not in sizes:
+            bound[dim] = size
+        elif size != sizes[dim] and not (or_one and size == 1):
+            fits = False
     if not fits:
-        where = ", ".join(f"{dim.removesuffix('|1')}={size}" for dim, size in known.items())
-        raise ValueError(
-            f"{name}: expected shape [{', '.join(dims)}]{where and ' with '}{where}, got {list(value.shape)}"
-        )
-    for dim, size in zip(dims, value.shape, strict=True):
-        sizes.setdefault(dim.removesuffix("|1"), size)
+        known = [f"{dim}={sizes[dim]}" for dim in (dim.removesuffix("|1") for dim in dims) if dim in sizes]
+        where = f" with {', '.join(known)}" if known else ""
+        raise ValueError(f"{name}: expected shape [{', '.join(dims)}]{where}, got {list(shape)}")
+    sizes.update(bound)
 
 
 def has_dtype(name: str, value: Tensor, *allowed: torch.dtype) -> None:

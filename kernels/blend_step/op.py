@@ -1,14 +1,14 @@
 """blend_step as a PyTorch operator, so that compiled graphs, fake tensors and exporters know it."""
 
-import torch
 from torch import Tensor
 
 from lotts.kernels.blend_step.parts import Blend, Noise
+from lotts.kernels.dispatch import custom_op
 from lotts.kernels.factors import Factor, split
 from lotts.kernels.launch import on_device
 
 
-@torch.library.custom_op("lotts::blend_step", mutates_args=())
+@custom_op("lotts::blend_step", mutates_args=())
 def _blend_step(
     latents: Tensor,
     prediction: Tensor,

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from lotts.kernels.dispatch import custom_op
 from lotts.kernels.launch import on_device
 from lotts.kernels.layout import output_like, unit_stride
 
 
-@torch.library.custom_op("lotts::contrast_attention", mutates_args=("maps",))
+@custom_op("lotts::contrast_attention", mutates_args=("maps",))
 def _contrast_attention(
     query: Tensor,
     key: Tensor,
@@ -50,7 +51,7 @@ def contrast_attention(
     accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The implementation behind ``impl="triton"``."""
-    columns = (0 if weight is None else weight.shape[-1]) + (positive is not None) + (negative is not None)
+    columns = (0 if weight is None else weight.shape[-1]) + int(positive is not None) + int(negative is not None)
     maps = accumulate
     if maps is None:
         maps = query.new_empty((*query.shape[:-1], columns), dtype=torch.float32)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lotts.kernels.stock import stock_attention
 from lotts.kernels.validate import map_dtype
 
 # Scores of one block: small enough for a core's L2 on a CPU, large enough to fill an accelerator elsewhere. The softmax
@@ -35,7 +36,7 @@ def contrast_attention(
     """Output [B, H, N, Dv] and maps [B, H, N, C (+1) (+1)]; ``positive`` and ``negative`` are (keys, weights [B or 1, L])."""
     seen = None if key_mask is None else key_mask[:, None, None, :]
     # The call that diffusers' attention processors make, argument for argument, so that the output is theirs bit for bit.
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=0.0, is_causal=False, scale=scale)
+    out = stock_attention(query, key, value, attn_mask=seen, dropout_p=0.0, is_causal=False, scale=scale)
     if seen is not None:
         out = out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

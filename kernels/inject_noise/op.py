@@ -1,13 +1,13 @@
 """inject_noise as a PyTorch operator, so that compiled graphs, fake tensors and exporters know it."""
 
-import torch
 from torch import Tensor
 
 from lotts.kernels import factors
+from lotts.kernels.dispatch import custom_op
 from lotts.kernels.launch import on_device
 
 
-@torch.library.custom_op("lotts::inject_noise", mutates_args=())
+@custom_op("lotts::inject_noise", mutates_args=())
 def _inject_noise(
     x0: Tensor,
     mask: Tensor,

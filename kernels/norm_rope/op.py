@@ -1,14 +1,14 @@
 """The Triton form as torch.library knows it: schema, and shapes without data."""
 
-import torch
 from torch import Tensor
 
+from lotts.kernels.dispatch import custom_op
 from lotts.kernels.launch import on_device
 from lotts.kernels.layout import output_like, unit_stride
 from lotts.kernels.norm_rope.parts import Norm
 
 
-@torch.library.custom_op("lotts::norm_rope", mutates_args=())
+@custom_op("lotts::norm_rope", mutates_args=())
 def _norm_rope(
     tokens: Tensor,
     cos: Tensor,

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lotts.kernels.dispatch import custom_op
 from lotts.kernels.launch import on_device
 
 
-@torch.library.custom_op("lotts::philox_normal", mutates_args=())
+@custom_op("lotts::philox_normal", mutates_args=())
 def philox_normal(seeds: Tensor, shape: Sequence[int], stream: int) -> Tensor:
     """[*seeds.shape, *shape], float32, by the Triton kernel."""
     # Imported at the first launch: importing lotts must not import triton.

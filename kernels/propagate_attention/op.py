@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lotts.kernels.dispatch import custom_op
 from lotts.kernels.launch import on_device
 from lotts.kernels.layout import output_like, unit_stride
 from lotts.kernels.propagate_attention.probes import Probes
 
 
-@torch.library.custom_op("lotts::propagate_attention", mutates_args=("maps",))
+@custom_op("lotts::propagate_attention", mutates_args=("maps",))
 def _propagate_attention(
     query: Tensor,
     key: Tensor,

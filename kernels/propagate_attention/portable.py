@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lotts.kernels.propagate_attention.probes import Probes
+from lotts.kernels.stock import stock_attention
 from lotts.kernels.validate import map_dtype
 
 # Fused attention on GPUs takes head dims that are multiples of 8 in half precision, and falls back otherwise.
@@ -131,7 +132,7 @@ def _widened_attention(
     width = -(-max(dim, value_dim + extra) // _ALIGNMENT) * _ALIGNMENT
     beside = F.pad(channels, (0, width - value_dim - extra)).expand(*value.shape[:-1], -1)
     seen = None if key_mask is None else key_mask[:, None, None, :]
-    result = F.scaled_dot_product_attention(
+    result = stock_attention(
         F.pad(query, (0, width - dim)),
         F.pad(key, (0, width - dim)),
         torch.cat([value, beside], dim=-1),

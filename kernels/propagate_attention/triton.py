@@ -242,7 +242,7 @@ def lay_columns(
     config = table.config("lay_columns", table.architecture(columns.device), 8 * dtype.itemsize)
     halves = torch.empty(batch, heads, keys, width, dtype=dtype, device=columns.device)
     unit = torch.empty(batch, heads, width, device=columns.device) if dtype == torch.float16 else None
-    lay_columns_kernel[(triton.cdiv(keys, config["BLOCK_M"]), batch * heads)](
+    lay_columns_kernel[(table.cdiv(keys, config["BLOCK_M"]), batch * heads)](
         columns, halves, unit, *columns.stride()[:3], heads, keys, gap, gap_size,
         C=count, **blocks, **config,
     )  # fmt: skip
@@ -273,8 +273,8 @@ def launch(
         row = _table_row(groups, column_blocks)
         arch = table.architecture(query.device)
         config = table.config(row, arch, query.element_size() * 8, max(dim, value_dim), keys)
-    main_blocks = triton.cdiv(rows - probes, config["BLOCK_N"])
-    blocks_per_group = triton.cdiv(max(probe_sizes, default=0), config["BLOCK_N"])
+    main_blocks = table.cdiv(rows - probes, config["BLOCK_N"])
+    blocks_per_group = table.cdiv(max(probe_sizes, default=0), config["BLOCK_N"])
     bounds = _bounds(probe_start, tuple(probe_sizes), query.device) if groups else key
     halves, unit = lay_columns(columns, query.dtype, probe_start, probes, column_blocks)
     propagate_attention_kernel[(main_blocks + groups * blocks_per_group, batch * heads)](
@@ -301,7 +301,7 @@ def _bounds(start: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _column_blocks(columns: int, groups: int, element_size: int) -> dict[str, int]:
     """Widths of the tile of columns and of the tile of maps: both hold the columns, the ones and the groups' masses."""
-    width = triton.next_power_of_2(columns + max(1, groups))
+    width = table.next_power_of_2(columns + max(1, groups))
     split = 1 if element_size == 4 else 2
     # 16 columns are the least that a tensor core takes.
     width = max(width, 16 // split)

@@ -1,13 +1,13 @@
 """The Triton form as torch.library knows it: schema, and shapes without data."""
 
-import torch
 from torch import Tensor
 
+from lotts.kernels.dispatch import custom_op
 from lotts.kernels.launch import on_device
 from lotts.kernels.layout import output_like, unit_stride
 
 
-@torch.library.custom_op("lotts::region_attention", mutates_args=())
+@custom_op("lotts::region_attention", mutates_args=())
 def _region_attention(
     query: Tensor, key: Tensor, value: Tensor, stored_key: Tensor, stored_value: Tensor, scale: float
 ) -> Tensor:

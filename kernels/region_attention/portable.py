@@ -1,15 +1,16 @@
 """region_attention in plain torch: the stock attention call on keys and values that are copied together first."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from lotts.kernels.stock import stock_attention
 
 
 def region_attention(
     query: Tensor, key: Tensor, value: Tensor, stored_key: Tensor, stored_value: Tensor, scale: float | None
 ) -> Tensor:
     """Output [B, H, N, Dv]."""
-    return F.scaled_dot_product_attention(query, _joined(key, stored_key), _joined(value, stored_value), scale=scale)
+    return stock_attention(query, _joined(key, stored_key), _joined(value, stored_value), scale=scale)
 
 
 def _joined(fresh: Tensor, stored: Tensor) -> Tensor:

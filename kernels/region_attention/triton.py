@@ -113,7 +113,7 @@ def launch(
         config = table.config(
             "region_attention", arch, query.element_size() * 8, max(dim, value_dim), fresh + stored
         )  # fmt: skip
-    region_attention_kernel[(triton.cdiv(rows, config["BLOCK_N"]), batch * heads)](
+    region_attention_kernel[(table.cdiv(rows, config["BLOCK_N"]), batch * heads)](
         query, key, value, stored_key, stored_value, out,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
         batch_stride(stored_key), *stored_key.stride()[1:3], batch_stride(stored_value), *stored_value.stride()[1:3],

@@ -28,8 +28,10 @@ def check_accuracy(actual: Tensor, eager: Tensor, truth: Tensor, rms_bound: floa
     """Assert the rule; ``rms_bound`` is relative to the RMS of ``truth``, which is float64."""
     assert actual.shape == truth.shape
     error, allowed = actual.double() - truth, eager.double() - truth
-    # Rounding the exact answer to the dtype of the result must always be allowed.
-    rounding = truth.abs().max() * torch.finfo(eager.dtype).eps
+    # Rounding the exact answer to the dtype of the result must always be allowed, and in float32, whose products a GPU makes
+    # from three, a few roundings on the way to it.
+    roundings = 4 if eager.dtype == torch.float32 and actual.is_cuda else 1
+    rounding = roundings * truth.abs().max() * torch.finfo(eager.dtype).eps
     assert error.abs().max() <= 2 * allowed.abs().max() + rounding
     assert rms(error) <= rms_bound * rms(truth)
 

@@ -4,11 +4,14 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import lotts.kernels
 from lotts.kernels import available_implementations, contrast_attention
 from lotts.kernels.dispatch import default_implementation
 from lotts.kernels.launch import config
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ATTENTION = ["contrast_attention", "propagate_attention", "region_attention"]
 OPS = [*ATTENTION, "norm_rope", "inject_noise", "philox_normal", "blend_step"]
 
@@ -75,3 +78,36 @@ def test_a_shape_beyond_the_table_is_refused():
 
 def test_uninitialised_memory_is_poisoned_in_tests():
     assert torch.empty(4).isnan().all()
+
+
+class Listener(TorchDispatchMode):
+    """Notes the names of the ops that pass by."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.heard.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def noise(seeds):
+    return lotts.kernels.philox_normal(seeds, (3, 5), impl="triton")
+
+
+def test_a_dispatch_mode_sees_the_ops_and_changes_nothing():
+    seeds = torch.tensor([3, 4], device=DEVICE)
+    with torch.no_grad():
+        alone = noise(seeds)
+        with Listener() as listener:
+            heard = noise(seeds)
+    assert "lotts::philox_normal" in listener.heard
+    assert torch.equal(heard, alone)
+
+
+def test_gradients_are_refused_and_not_forgotten():
+    query = torch.randn(1, 2, 5, 16, device=DEVICE).requires_grad_()
+    out = lotts.kernels.region_attention(*[query] * 5, impl="triton")
+    with pytest.raises(RuntimeError, match="autograd"):
+        out.sum().backward()

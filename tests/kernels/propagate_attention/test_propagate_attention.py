@@ -48,8 +48,9 @@ def test_output_is_the_stock_attention(arguments, dim, dtype):
     query, key, value, columns = arguments(dim=dim, dtype=dtype)
     out, _ = propagate_attention(query, key, value, columns, impl="portable")
     stock = F.scaled_dot_product_attention(query, key, value)
-    # Bits are equal with MKL on AVX-512; other matrix libraries may sum in another order when V is wider.
-    assert (out - stock).abs().max() <= torch.finfo(dtype).eps * stock.abs().max()
+    # Bits are equal with MKL on AVX-512; other matrix libraries, and those of GPUs, sum in another order when V is wider.
+    roundings = 8 if out.is_cuda else 1
+    assert (out - stock).abs().max() <= roundings * torch.finfo(dtype).eps * stock.abs().max()
 
 
 @pytest.mark.parametrize("impl", IMPLS)
