@@ -58,12 +58,14 @@ def write_json(path: Path, value: Any) -> None:
 def environment() -> dict[str, Any]:
     """Versions, machine, commit and date, and the GPU with its driver where there is one.
 
-    Where the tree was copied without its git folder the variable BENCH_COMMIT says the commit; ``dirty`` is then None, unknown.
+    Where the tree was copied somewhere and git cannot tell, the variable BENCH_COMMIT says the commit; ``dirty`` is then None,
+    unknown.
     """
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    commit = os.environ.get("BENCH_COMMIT")
+    status = None if commit else _git("status", "--porcelain", "--untracked-files=no")
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("BENCH_COMMIT"),
+        "commit": commit or _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
         "machine": platform.machine(),
