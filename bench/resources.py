@@ -50,8 +50,6 @@ CHIPS = {
     "sm_120": Chip(99 * KIB, r"HMMA"),
     "gfx942": Chip(64 * KIB, r"v_mfma_\w+"),
 }
-#: Bytes of stack that libdevice's sin and cos take to reduce large arguments, as Triton 3.6 compiles them.
-SLOW_PATH = 64
 #: Columns of tensor memory, where the products of sm_100 gather.
 TENSOR_MEMORY = 512
 
@@ -81,8 +79,7 @@ class Needs:
         if self.error is not None:
             return [f"does not compile: {self.error}"]
         chip, found = CHIPS[self.arch], []
-        slow_path = not self.dots and 0 < self.stack <= SLOW_PATH  # of an elementwise kernel, whose arguments are small
-        if (self.spills or self.stack) and not slow_path:
+        if self.spills or self.stack:
             found.append(f"spills: {self.spills} loads and stores, {self.stack} bytes of stack")
         if self.shared > chip.shared:
             found.append(f"shared memory: {self.shared} bytes, {self.arch} has {chip.shared}")

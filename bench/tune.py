@@ -63,9 +63,10 @@ def candidates(op: str, bits: int) -> list[Config]:
     elif op in ("propagate_attention", "region_attention"):
         choices = {"BLOCK_N": rows, "BLOCK_M": keys, "num_warps": (4, 8), "num_stages": (1, 2, 3)}
     elif op == "norm_rope":
-        choices = {"BLOCK_N": (4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8), "num_stages": (1,)}
+        choices = {"BLOCK_N": (4, 8, 16), "HEADS": (2, 4, 8, 12), "num_warps": (2, 4, 8), "num_stages": (1,)}
     else:
-        choices = {"BLOCK": (512, 1024, 2048, 4096), "num_warps": (2, 4, 8), "num_stages": (1,)}
+        calls = (1, 2) if bits == 16 else (1,)
+        choices = {"BLOCK": (512, 1024, 2048), "CALLS": calls, "num_warps": (1, 2, 4, 8), "num_stages": (1,)}
     made = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     return [config for i, config in enumerate(made) if config not in made[:i]]
 
@@ -80,7 +81,7 @@ def groups(op: str) -> list[Group]:
             for bits, (bound, dim) in bounds
         ]  # fmt: skip
     if op == "norm_rope":
-        return [Group(op, op, bits, 256, 0, tuple(_in_dtype(case, bits) for case in core)) for bits in (16, 32)]
+        return [Group(op, op, bits, 128, 0, tuple(_in_dtype(case, bits) for case in core)) for bits in (16, 32)]
     attention = [case for case in core if isinstance(case, AttentionCase)]
     if not attention:
         sizes = (32,) if op == "philox_normal" else (16, 32)

@@ -65,6 +65,20 @@ def in_stream_range(stream: int) -> None:
         raise ValueError(f"stream: expected 0 to 2**32 - 1, got {stream}")
 
 
+def checked_rows(rows: tuple[int, int] | None, batch: int) -> tuple[int, int]:
+    """The rows of a batch that make maps, all of them where None is given.
+
+    Raises:
+        ValueError: they do not lie in the batch.
+    """
+    start, stop = (0, batch) if rows is None else rows
+    if not (0 <= start < stop <= batch or start == stop == batch == 0):
+        raise ValueError(
+            f"rows: expected [from, to) within the {batch} of the batch, at least one, got {[start, stop]}"
+        )
+    return start, stop
+
+
 def is_accumulator(name: str, value: Tensor, query: Tensor, columns: int) -> None:
     """Check that maps [B, H, N, columns] of ``query`` can be added to ``value`` in place."""
     has_shape(name, value, "B H N C", dict(zip("BHNC", (*query.shape[:3], columns), strict=True)))

@@ -27,7 +27,7 @@ def blend_step_kernel(
     stride_xb, stride_x0, stride_x1, stride_x2, stride_x3, stride_pb, stride_p0, stride_p1, stride_p2, stride_p3,
     stride_mb, stride_m0, stride_m1, stride_m2, stride_m3, stride_bb, stride_b0, stride_b1, stride_b2, stride_b3,
     stride_sb, stride_bsb, B, N, blocks, SIZE_1, SIZE_2, SIZE_3,
-    GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+    GUIDED: tl.constexpr, BLOCK: tl.constexpr, CALLS: tl.constexpr,
 ):  # fmt: skip
     # int64: batch offsets of large tensors pass 2**31
     i_b, i_block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
@@ -54,7 +54,7 @@ def blend_step_kernel(
         load_factor(p_prediction_each, f_prediction, i_b), b_prediction,
     )  # fmt: skip
     if p_seeds is not None:
-        b_e = normal_block(tl.load(p_seeds + i_b * stride_sb), i_block, stream, BLOCK)
+        b_e = normal_block(tl.load(p_seeds + i_b * stride_sb), i_block, stream, BLOCK, CALLS)
         b_x = tl.fma(load_factor(p_noise_each, f_noise, i_b), b_e, b_x)
 
     # The blend. [BLOCK]
@@ -62,10 +62,11 @@ def blend_step_kernel(
         o_b = i_b * stride_bb + o_0 * stride_b0 + o_1 * stride_b1 + o_2 * stride_b2 + o_3 * stride_b3
         b_background = tl.load(p_background + o_b, mask=m_n, other=0.0).to(tl.float32)
         if p_background_seeds is not None:
-            b_e = normal_block(tl.load(p_background_seeds + i_b * stride_bsb), i_block, background_stream, BLOCK)
+            b_e = normal_block(tl.load(p_background_seeds + i_b * stride_bsb), i_block, background_stream, BLOCK, CALLS)
+            # In inject_noise's order, so that both round alike.
             b_background = scaled_sum(
-                load_factor(p_signal_each, f_signal, i_b), b_background,
                 load_factor(p_background_noise_each, f_background_noise, i_b), b_e,
+                load_factor(p_signal_each, f_signal, i_b), b_background,
             )  # fmt: skip
         o_m = i_b * stride_mb + o_0 * stride_m0 + o_1 * stride_m1 + o_2 * stride_m2 + o_3 * stride_m3
         b_mask = tl.load(p_mask + o_m, mask=m_n, other=0.0).to(tl.float32)
@@ -105,7 +106,7 @@ def launch(
     samples = (latents, prediction, weight, behind)
     sizes, strides = merge_dims(*samples)
     count = latents[0].numel()
-    blocks = triton.cdiv(count, config["BLOCK"])
+    blocks = table.cdiv(count, config["BLOCK"])
     blend_step_kernel[(batch * blocks,)](
         latents, prediction, mask, background, seeds, background_seeds, out,
         *numbers, *(None if factor is None else factor.contiguous() for factor in each), *streams,

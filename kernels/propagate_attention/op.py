@@ -24,6 +24,7 @@ def _propagate_attention(
     context_start: int,
     context_stop: int,
     scale: float,
+    first_row: int,
     accumulate: bool,
 ) -> Tensor:
     from lotts.kernels.propagate_attention.triton import launch
@@ -33,13 +34,14 @@ def _propagate_attention(
         context = (context_start, context_stop)
         with on_device(query.device):
             launch(
-                query, key, value, columns, out, maps, key_mask, list(probe_sizes), probe_start, context, scale, accumulate
+                query, key, value, columns, out, maps, key_mask, list(probe_sizes), probe_start, context, scale,
+                first_row, accumulate,
             )  # fmt: skip
     return out
 
 
 @_propagate_attention.register_fake
-def _(query, key, value, columns, maps, key_mask, probe_sizes, probe_start, start, stop, scale, accumulate):
+def _(query, key, value, columns, maps, key_mask, probe_sizes, probe_start, start, stop, scale, first_row, accumulate):
     return output_like(query, value)
 
 
@@ -51,6 +53,7 @@ def propagate_attention(
     key_mask: Tensor | None,
     probes: Probes | None,
     scale: float | None,
+    rows: tuple[int, int],
     accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The implementation behind ``impl="triton"``."""
@@ -59,9 +62,9 @@ def propagate_attention(
     maps = accumulate
     if maps is None:
         width = columns.shape[-1] + len(probes.sizes)
-        maps = query.new_empty((*query.shape[:-1], width), dtype=torch.float32)
+        maps = query.new_empty((rows[1] - rows[0], *query.shape[1:-1], width), dtype=torch.float32)
     out = _propagate_attention(
         *map(unit_stride, (query, key, value, columns)), maps, None if key_mask is None else unit_stride(key_mask),
-        probes.sizes, probes.start, *probes.context, scale, accumulate is not None,
+        probes.sizes, probes.start, *probes.context, scale, rows[0], accumulate is not None,
     )  # fmt: skip
     return out, maps

@@ -27,15 +27,46 @@ def propagate_attention(
     key_mask: Tensor | None,
     probes: Probes | None,
     scale: float | None,
+    rows: tuple[int, int],
     accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, N, Dv] and maps [B, H, N, C + G] from columns [B, 1 or H, M, C]."""
+    """Output [B, H, N, Dv] and maps [R, H, N, C + G] of ``rows`` from columns [R, 1 or H, M, C]."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if probes is None:
-        out, maps = _attention(query, key, value, columns, key_mask, scale)
+        out, maps = _some_rows(query, key, value, columns, key_mask, scale, *rows)
     else:
         out, maps = _joint_attention(query, key, value, columns, key_mask, probes, scale)
     return out, maps if accumulate is None else accumulate.add_(maps.detach())
+
+
+def _some_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    columns: Tensor,
+    key_mask: Tensor | None,
+    scale: float,
+    start: int,
+    stop: int,
+) -> tuple[Tensor, Tensor]:
+    """The rows that make maps widened, and the others by the stock call as it is."""
+
+    def seen_by(part: slice) -> Tensor | None:
+        return key_mask if key_mask is None or len(key_mask) == 1 else key_mask[part]
+
+    def stock(part: slice) -> Tensor:
+        seen = seen_by(part)
+        seen = None if seen is None else seen[:, None, None, :]
+        out = stock_attention(query[part], key[part], value[part], attn_mask=seen, scale=scale)
+        return out if seen is None else out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+
+    part = slice(start, stop)
+    out, maps = _attention(query[part], key[part], value[part], columns, seen_by(part), scale)
+    if stop - start == len(query):
+        return out, maps
+    outs = [stock(slice(0, start)), out, stock(slice(stop, None))]
+    # Joined as [B, N, H, Dv], the layout attention returns and the output projection reads without a copy.
+    return torch.cat([rows.transpose(1, 2) for rows in outs if len(rows)]).transpose(1, 2), maps
 
 
 def _joint_attention(

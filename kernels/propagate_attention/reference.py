@@ -15,9 +15,10 @@ def propagate_attention(
     key_mask: Tensor | None,
     probes: Probes | None,
     scale: float | None,
+    rows: tuple[int, int],
     accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, N, Dv] and maps [B, H, N, C + G] from columns [B, 1 or H, M, C]."""
+    """Output [B, H, N, Dv] and maps [R, H, N, C + G] of ``rows`` from columns [R, 1 or H, M, C]."""
     work = map_dtype(query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = query.to(work) @ key.to(work).transpose(-2, -1) * scale
@@ -42,5 +43,5 @@ def propagate_attention(
             masses.append(mass.masked_fill(is_probe[:, None], 0.0))
             seen = torch.where(in_group[:, None], hidden | ~(in_group | in_context), seen)
     weights = attention(seen)
-    maps = torch.cat([weights @ columns, *masses], dim=-1)
+    maps = torch.cat([weights[rows[0] : rows[1]] @ columns, *masses], dim=-1)
     return (weights @ value.to(work)).to(value.dtype), maps if accumulate is None else accumulate.add_(maps.detach())

@@ -27,7 +27,7 @@ def propagate_attention_kernel(
     q, k, v, w, unit, o, maps, key_mask, bounds,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_km, stride_vb, stride_vh, stride_vm,
     stride_wb, stride_wh, stride_ob, stride_oh, stride_on, stride_pb, stride_ph, stride_pn, stride_kmb,
-    H, N, M, gap, gap_size, context_start, context_stop, main_blocks, blocks_per_group, score_scale,
+    H, N, M, first_row, mapped_rows, gap, gap_size, context_start, context_stop, main_blocks, blocks_per_group, score_scale,
     C: tl.constexpr, GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, ACCUMULATE: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     CHUNK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -36,6 +36,10 @@ def propagate_attention_kernel(
     i_n, i_bh = tl.program_id(0), tl.program_id(1)
     # int64: batch and head offsets of long sequences pass 2**31
     i_b, i_h = (i_bh // H).to(tl.int64), (i_bh % H).to(tl.int64)
+    # Of the rows that make no maps, the maps are those of the first that does, and not kept.
+    i_r = i_b - first_row
+    m_r = (i_r >= 0) & (i_r < mapped_rows)
+    i_r = tl.where(m_r, i_r, 0)
     o_n, o_m = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_M)
     o_dv, o_c = tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_C)
 
@@ -70,7 +74,7 @@ def propagate_attention_kernel(
     k += i_b * stride_kb + i_h * stride_kh
     v += i_b * stride_vb + i_h * stride_vh
     o_w = tl.arange(0, BLOCK_W)
-    i_w = i_b * stride_wb + i_h * stride_wh
+    i_w = i_r * stride_wb + i_h * stride_wh
     w += i_w * M * BLOCK_W
     key_mask += i_b * stride_kmb
 
@@ -118,8 +122,8 @@ def propagate_attention_kernel(
         b_mass = tl.where(is_main & (b_group > 0.0), 1.0 / (1.0 + tl.math.exp2(b_rival)), 0.0)
         b_maps = tl.where((o_c == C + i_g)[None, :], b_mass[:, None], b_maps)
 
-    p_maps = maps + i_b * stride_pb + i_h * stride_ph + o_row[:, None] * stride_pn + o_c[None, :]
-    m_maps = m_n[:, None] & (o_c < C + GROUPS)[None, :]
+    p_maps = maps + i_r * stride_pb + i_h * stride_ph + o_row[:, None] * stride_pn + o_c[None, :]
+    m_maps = m_n[:, None] & (o_c < tl.where(m_r, C + GROUPS, 0))[None, :]
     if ACCUMULATE:
         b_maps += tl.load(p_maps, mask=m_maps, other=0.0)
     tl.store(p_maps, b_maps, mask=m_maps)
@@ -261,10 +265,14 @@ def launch(
     probe_start: int,
     context: tuple[int, int],
     scale: float,
+    first_row: int,
     accumulate: bool,
     config: table.Config | None = None,
 ) -> None:
-    """Write the output [B, H, N, Dv] and write, or add, the maps [B, H, N, C + G]; every last stride is 1."""
+    """Write the output [B, H, N, Dv] and write, or add, the maps [R, H, N, C + G] of the rows from ``first_row`` on.
+
+    Every last stride is 1.
+    """
     batch, heads, rows, dim = query.shape
     keys, value_dim = value.shape[2:]
     count, groups, probes = columns.shape[-1], len(probe_sizes), sum(probe_sizes)
@@ -282,7 +290,7 @@ def launch(
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
         0 if len(halves) == 1 else halves.shape[1], int(halves.shape[1] != 1),
         *out.stride()[:3], *maps.stride()[:3], 0 if key_mask is None else batch_stride(key_mask),
-        heads, rows, keys, probe_start, probes, *context, main_blocks, max(1, blocks_per_group), scale * LOG2_E,
+        heads, rows, keys, first_row, len(maps), probe_start, probes, *context, main_blocks, max(1, blocks_per_group), scale * LOG2_E,
         C=count, GROUPS=groups, HAS_MASK=key_mask is not None, ACCUMULATE=accumulate,
         **head_dims(dim, value_dim, query.element_size()),
         **column_blocks,

@@ -82,13 +82,6 @@ def test_one_fault_fails_the_whole(change, fault):
     assert "fails" in resources.markdown([bad])
 
 
-def test_what_sin_keeps_aside_is_no_spill():
-    elementwise = Needs(**{**vars(GOOD), "dots": False, "tensor_cores": 0})
-    assert Needs(**{**vars(elementwise), "stack": 40, "spills": 20}).faults() == []
-    for change in ({"stack": 80, "spills": 20}, {"spills": 20}):
-        assert "spills" in Needs(**{**vars(elementwise), **change}).faults()[0]
-
-
 def test_kernels_without_products_need_no_tensor_cores():
     assert Needs("kernel", "op", "sm_90", dots=False, registers=40).faults() == []
 
@@ -126,7 +119,7 @@ def test_one_op_and_one_chip_may_be_asked_for():
     done = run("--op", "philox_normal", "--arch", "sm_90", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout)
-    assert [row["kernel"] for row in rows] == ["philox_normal"]
+    assert [row["kernel"] for row in rows] == ["philox_normal", "philox_normal, odd sizes"]
     assert rows[0]["registers"] > 0
 
 

@@ -160,13 +160,15 @@ def test_implementations_agree_on_odd_shapes(parts, batch, shape):
         torch.testing.assert_close(blend_step(**args, impl=impl), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("block", [32, 256, 2048])
-def test_numbers_do_not_depend_on_the_launch(block, monkeypatch):
+def test_numbers_do_not_depend_on_the_launch(block, calls, monkeypatch):
     from lotts.kernels import launch
 
     args = arguments()
     shipped = blend_step(**args, impl="triton")
-    monkeypatch.setattr(launch, "config", lambda *_: {"BLOCK": block, "num_warps": 1, "num_stages": 1})
+    config = {"BLOCK": block, "CALLS": calls, "num_warps": 1, "num_stages": 1}
+    monkeypatch.setattr(launch, "config", lambda *_: dict(config))
     assert torch.equal(blend_step(**args, impl="triton"), shipped)
 
 

@@ -134,14 +134,15 @@ def test_noise_is_philox_normal_of_seed_and_stream(impl):
     assert torch.equal(inject_noise(**args, stream=11, impl=impl), noise)
 
 
+@pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("block", [32, 256, 2048])
-def test_numbers_do_not_depend_on_the_launch(block):
+def test_numbers_do_not_depend_on_the_launch(block, calls):
     from lotts.kernels.inject_noise.triton import launch
 
     args = arguments(mask_each=True)
     shipped = inject_noise(**args, stream=3, impl="triton")
     tensors = args["x0"], args["mask"], args["background"].unsqueeze(1), args["seeds"]
-    config = {"BLOCK": block, "num_warps": 1, "num_stages": 1}
+    config = {"BLOCK": block, "CALLS": calls, "num_warps": 1, "num_stages": 1}
     assert torch.equal(launch(*tensors, 0.8, None, 0.6, None, 3, config), shipped)
 
 
@@ -165,6 +166,23 @@ def test_strided_tensors_are_read_in_their_logical_order(impl):
     views = {name: strided(args[name]) for name in ("x0", "mask", "background")}
     views["seeds"] = args["seeds"].T.contiguous().T
     assert torch.equal(inject_noise(**(args | views), impl=impl), inject_noise(**args, impl=impl))
+
+
+@pytest.mark.parametrize("name", ["x0", "mask", "background"])
+@pytest.mark.parametrize("shape", [(48, 16), (64,)], ids=str)
+def test_rows_may_have_room_between_them(name, shape):
+    args = arguments(shape=shape)
+    args["mask"] = args["mask"].expand(2, *shape).contiguous()
+    room = torch.full((2, 2, *shape[:-1], shape[-1] + 4), float("nan"), device=DEVICE)
+    view = room[:, 1, ..., : shape[-1]].copy_(args[name])
+    assert torch.equal(inject_noise(**(args | {name: view}), impl="triton"), inject_noise(**args, impl="triton"))
+
+
+def test_a_background_of_negative_zeros_keeps_their_sign():
+    args = arguments()
+    args["background"] = torch.full_like(args["background"], -0.0)
+    outside = (args["mask"] == 0).expand(args["x0"].shape)
+    assert inject_noise(**args, impl="triton")[:, 0][outside].signbit().all()
 
 
 def test_samples_of_five_dims_that_do_not_merge_are_refused():

@@ -126,7 +126,7 @@ def test_the_op_keeps_its_contract_with_torch(arguments):
     torch.library.opcheck(torch.ops.lotts.norm_rope, (*tensors, None, None, None, None, 0))
 
 
-@pytest.mark.parametrize("config", [{"BLOCK_N": 1}, {"BLOCK_N": 128}], ids=str)
+@pytest.mark.parametrize("config", [{"BLOCK_N": 1, "HEADS": 1}, {"BLOCK_N": 128, "HEADS": 2}], ids=str)
 def test_results_hold_for_every_block_size(arguments, config):
     from lotts.kernels.norm_rope.parts import Norm
     from lotts.kernels.norm_rope.triton import launch

@@ -1,9 +1,11 @@
 import math
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy_twin
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,26 +61,99 @@ def twin(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_reference_is_the_interpreted_kernel_bit_for_bit(twin, case):
-    # The interpreter evaluates log, sin and cos with NumPy, as the reference does.
+def test_reference_and_kernel_draw_the_words_of_triton_bit_for_bit(twin, case):
     seed, stream, count = case
     normal = philox_normal(torch.tensor(seed), (count,), stream=stream, impl="reference").numpy()
     name = ":".join(map(str, case))
-    assert np.array_equal(normal, twin[f"{name}:kernel"])
     words = twin[f"{name}:words"]
-    ours = reference.philox(np.array([seed], dtype=np.uint64), np.arange(len(words), dtype=np.uint32), stream)
-    assert np.array_equal(np.stack(ours, axis=-1).view(np.int32), words)
+    reference_words = reference.philox(
+        np.array([seed], dtype=np.uint64), np.arange(len(words), dtype=np.uint32), stream
+    )
+    assert np.array_equal(np.stack(reference_words, axis=-1).view(np.int32), words)
+    assert np.array_equal(twin[f"{name}:ours"], words)
+    # The kernel evaluates its own polynomials, as its twin in NumPy does; the reference has NumPy's functions.
+    pairs = [numpy_twin.box_muller(*reference_words[i : i + 2]) for i in (0, 2)]
+    drawn = np.stack([*pairs[0], *pairs[1]], axis=-1).reshape(-1)[:count]
+    # Before 3.9 the interpreter of Triton rounds a fused multiplication and addition twice.
+    once = tuple(map(int, version("triton").split(".")[:2])) >= (3, 9)
+    assert np.abs(twin[f"{name}:kernel"] - drawn).max() <= (0 if once else 1e-6)
+    assert np.abs(normal - drawn).max() <= 2e-6
     if stream == 0:
+        # The interpreter evaluates log, sin and cos with NumPy, as the reference does.
         assert np.array_equal(normal, twin[f"{name}:randn4x"])
 
 
+def extreme_and_random_words(borders, generator):
+    """int32 words whose uniform numbers lie at and beside multiples of 1 / borders, or anywhere; of both signs."""
+    steps = np.concatenate([np.arange(65), 2 ** np.arange(7, 24)])
+    at = np.arange(borders + 1)[:, None] * (2**31 // borders)
+    words = np.concatenate([(at - steps).ravel(), (at + steps).ravel(), generator.integers(0, 2**31, 2**16)])
+    words = np.unique(words[(words >= 0) & (words < 2**31)]).astype(np.uint32)
+    return np.concatenate([words, ~words]).view(np.int32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_transform_keeps_its_bounds_everywhere(device, seed):
+    pytest.importorskip("triton")
+    from box_muller_probe import probe
+
+    generator = np.random.default_rng(seed)
+    # First words: u at 0, where the logarithm is cut off, at 1 where the radius is 0, and at powers of two.
+    powers = (2 ** np.arange(31)[:, None] + np.arange(-2, 3)).ravel().clip(0).astype(np.int32)
+    first = np.concatenate([powers, ~powers, extreme_and_random_words(8, generator)])
+    second = extreme_and_random_words(16, generator)
+    first, second = (generator.choice(words, 2**17) for words in (first, second))
+    normal = probe(*(torch.from_numpy(words).to(device) for words in (first, second))).double().cpu().numpy()
+
+    u, turn = (reference._uniform(words.view(np.uint32)) for words in (first, second))
+    radius = np.sqrt(-2 * np.log(np.maximum(np.float32(1e-7), u).astype(np.float64)))
+    # The angle is rounded to float32 by definition.
+    angle = (np.float32(6.283185307179586) * turn).astype(np.float64)
+    error = np.abs(normal - radius * np.stack([np.cos(angle), np.sin(angle)]))
+    assert (error <= 7e-7 + 2.5e-7 * radius).all()
+    # Relative to the radius, too, however small it is.
+    assert (np.abs(np.hypot(*normal) / radius - 1) <= 1e-6).all()
+    assert u.min() == 0
+    assert u.max() == np.float32(1 - 2**-24)
+
+
+def test_words_that_the_transform_takes_to_known_numbers(device):
+    pytest.importorskip("triton")
+    from box_muller_probe import probe
+
+    # u of a half, and turns of 0, a quarter, a half and three quarters.
+    first = torch.full((4,), 2**30, dtype=torch.int32, device=device)
+    second = torch.tensor([0, 2**29, 2**30, 3 * 2**29], dtype=torch.int32, device=device)
+    radius = math.sqrt(2 * math.log(2))
+    expected = torch.tensor([[radius, 0, -radius, 0], [0, radius, 0, -radius]], device=device)
+    torch.testing.assert_close(probe(first, second), expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
 @pytest.mark.parametrize("block", [32, 256, 2048])
-def test_numbers_do_not_depend_on_the_launch(device, block):
+def test_numbers_do_not_depend_on_the_launch(device, block, calls):
     from lotts.kernels.philox_normal.triton import launch
 
     seeds = torch.tensor(SEEDS, device=device)
     shipped = philox_normal(seeds, (515,), stream=9, impl="triton")
-    assert torch.equal(launch(seeds, 515, 9, {"BLOCK": block, "num_warps": 1, "num_stages": 1}), shipped)
+    config = {"BLOCK": block, "CALLS": calls, "num_warps": 1, "num_stages": 1}
+    assert torch.equal(launch(seeds, 515, 9, config), shipped)
+
+
+def test_more_samples_than_a_grid_has_rows(device):
+    from lotts.kernels.philox_normal.triton import MOST_PROGRAMS, grid
+
+    most = MOST_PROGRAMS.value
+    for samples in (1, most, most + 1, 3 * most):
+        blocks, rows, planes = grid(7, samples)
+        assert blocks == 7
+        assert rows <= most
+        assert planes <= most
+        assert rows * planes >= samples > (planes - 1) * most
+    if device == "cuda":
+        seeds = torch.arange(most + 2, device=device)
+        noise = philox_normal(seeds, (3,), impl="triton")
+        assert torch.equal(noise[-3:], philox_normal(seeds[-3:], (3,), impl="triton"))
 
 
 # The kernel draws the reference's numbers but for rounding, which is tested above.

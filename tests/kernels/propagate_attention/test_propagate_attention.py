@@ -159,6 +159,27 @@ def test_maps_add_up_in_place(arguments, impl):
     assert (total[:, :, 33:] == 0.25).all()
 
 
+@pytest.mark.parametrize("rows", [(0, 1), (1, 3), (2, 4)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_some_rows_of_a_batch_make_the_maps_they_make_alone(arguments, rows, masked, impl):
+    query, key, value, columns = arguments(batch=4)
+    part = slice(*rows)
+    seen = (
+        (torch.arange(key.shape[2], device=DEVICE) % 3 != torch.arange(4, device=DEVICE)[:, None]) if masked else None
+    )
+    alone = None if seen is None else seen[part]
+    _, expected = propagate_attention(query[part], key[part], value[part], columns[part], key_mask=alone, impl=impl)
+    whole, _ = propagate_attention(query, key, value, columns, key_mask=seen, impl=impl)
+    sums = torch.ones_like(expected)
+    out, maps = propagate_attention(
+        query, key, value, columns[part], key_mask=seen, rows=rows, accumulate=sums, impl=impl
+    )
+    assert maps is sums
+    torch.testing.assert_close(maps, expected + 1)
+    torch.testing.assert_close(out, whole, rtol=1e-5, atol=1e-6)
+
+
 def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(near_and_far):
     near, far = near_and_far
     columns = torch.rand(3, 5, 1, device=DEVICE)
@@ -171,7 +192,7 @@ def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(near_and_far):
 def test_the_op_keeps_its_contract_with_torch(arguments, sizes):
     query, key, value, columns = arguments(n=30, m=30)
     maps = torch.zeros(2, 3, 30, 2 + len(sizes), device=DEVICE)
-    args = (query, key, value, columns.unsqueeze(1), maps, None, sizes, 10, 18, 30, 0.125, True)
+    args = (query, key, value, columns.unsqueeze(1), maps, None, sizes, 10, 18, 30, 0.125, 0, True)
     torch.library.opcheck(torch.ops.lotts.propagate_attention, args)
 
 
@@ -188,7 +209,7 @@ def test_results_repeat_bit_for_bit_and_hold_for_every_block_size(arguments, con
     runs = []
     for _ in range(2):
         out, maps = torch.empty_like(query), torch.empty(2, 3, 40, 2, device=DEVICE)
-        launch(query, key, value, columns.unsqueeze(1), out, maps, None, [], 50, (0, 0), 0.125, False, config)
+        launch(query, key, value, columns.unsqueeze(1), out, maps, None, [], 50, (0, 0), 0.125, 0, False, config)
         runs.append((out, maps))
     for first, second, truth in zip(*runs, expected, strict=True):
         assert torch.equal(first, second)
@@ -233,8 +254,8 @@ def test_laws_of_the_maps(n, m, heads, dim, seed):
     ("changes", "error", "message"),
     [
         ({"columns": None}, TypeError, "columns: expected a torch.Tensor, got NoneType"),
-        ({"columns": torch.zeros(2, 5, 1)}, ValueError, r"columns: expected shape \[B, M, C\] with B=2, M=203, got"),
-        ({"columns": torch.zeros(2, 2, 203, 1)}, ValueError, r"\[B, H, M, C\] with B=2, H=3, M=203, got"),
+        ({"columns": torch.zeros(2, 5, 1)}, ValueError, r"columns: expected shape \[R, M, C\] with R=2, M=203, got"),
+        ({"columns": torch.zeros(2, 2, 203, 1)}, ValueError, r"\[R, H, M, C\] with R=2, H=3, M=203, got"),
         ({"columns": torch.zeros(2, 203, 17)}, ValueError, "columns: expected 1 to 16 columns, got 17"),
         ({"columns": torch.zeros(2, 203, 0)}, ValueError, "columns: expected 1 to 16 columns, got 0"),
         ({"columns": torch.zeros(2, 203, 1).half()}, TypeError, "columns: expected dtype torch.float32, got"),
@@ -243,6 +264,12 @@ def test_laws_of_the_maps(n, m, heads, dim, seed):
         ({"impl": "eager"}, ValueError, "impl: expected None or one of"),
         ({"key_mask": torch.ones(2, 9, dtype=torch.bool)}, ValueError, r"key_mask: expected shape \[B\|1, M\]"),
         ({"probe_sizes": (3,)}, ValueError, "probe_start, context: expected positions to go with probe_sizes"),
+        (
+            {"rows": (1, 3)},
+            ValueError,
+            r"rows: expected \[from, to\) within the 2 of the batch, at least one, got \[1, 3\]",
+        ),
+        ({"rows": (1, 1)}, ValueError, r"rows: .* at least one, got \[1, 1\]"),
         ({"probe_start": 3}, ValueError, "probe_sizes: expected the size of each probe group"),
         (
             {"probe_sizes": (3,), "probe_start": 0, "context": (5, 9)},
