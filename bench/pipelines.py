@@ -7,9 +7,10 @@
 The models have their published configurations and random weights, on which speed does not depend; nothing is downloaded.
 float32 on a CPU, float16 or bfloat16 on a GPU. A step is the network's forward on the rows that its pipeline runs at once:
 two under classifier-free guidance, one for FLUX. Kinds of step: stock; idle, captured with nothing recorded; cross, with
-cross-attention recorded, of the prompt and of the two quality prompts; self, with maps propagated. Kinds take turns, a ratio
-is the median over rounds of the ratio within a round, and memory is the most that a step holds above what was held before; on a
-GPU what the capture itself holds counts.
+cross-attention recorded, of the prompt and of the two quality prompts; self, with maps propagated. Kinds take turns, on a GPU
+each with the stock step; a ratio is the median over rounds of the ratio within a round, and memory is the most that a step
+holds above what was held before; on a GPU what the capture itself holds counts. Seconds on a GPU are those of CUDA graphs of
+the steps, the device's own; the elapsed time of the call from Python, ``wall_seconds``, stands beside them.
 A model that does not fit is listed with what it would take.
 """
 
@@ -21,6 +22,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,38 +84,66 @@ class Steps:
             yield
 
 
+@dataclass
+class Found:
+    """What was measured of one kind of step. ``stock`` are the stock step's seconds in the same rounds."""
+
+    seconds: list[float] = field(default_factory=list)
+    stock: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+
+
+def on_cpu(steps: Steps, rounds: int) -> dict[str, Found]:
+    """All kinds take turns."""
+    calls = steps.calls()
+    found = {kind: Found() for kind in calls}
+    for i_round, kind in rounds_of(list(calls), rounds + 1):
+        with steps.ready(kind):
+            _, sample = sampled(calls[kind])
+        if i_round > 0:
+            found[kind].seconds.append(sample.seconds)
+            found[kind].peaks.append(sample.peak_bytes)
+    for kind in calls:
+        found[kind].stock = found["stock"].seconds
+    return found
+
+
+def on_gpu(steps: Steps, rounds: int) -> dict[str, Found]:
+    """Each kind takes turns with the stock step: a graph reads the capture that it was recorded in, and one is open at a time."""
+    timer, calls, found = GpuTimer(), steps.calls(), {}
+    base = torch.cuda.memory_allocated()
+    calls["stock"]()
+    peaks = {"stock": timer.extra_bytes(calls["stock"])}
+    for kind in STEPS:
+        with steps.ready(kind):
+            held = torch.cuda.memory_allocated() - base  # by the capture: its sums and the quality prompts' keys
+            peaks[kind] = held + timer.extra_bytes(calls[kind])
+    stock = timer.recorded(calls["stock"])
+    for kind in calls:
+        with steps.ready(kind):
+            graphs = {"stock": stock, kind: stock if kind == "stock" else timer.recorded(calls[kind])}
+            times = timer.interleaved(graphs, rounds)
+            wall = [timer.wall_seconds(calls[kind]) for _ in range(rounds)]
+        found[kind] = Found(times[kind].device, times["stock"].device, wall, [peaks[kind]])
+        del graphs
+    return found
+
+
 def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any]:
     """Times, memory and ratios of each kind of step."""
     steps = Steps(model, side, device)
-    calls = steps.calls()
-    seconds: dict[str, list[float]] = {kind: [] for kind in calls}
-    peaks: dict[str, list[int]] = {kind: [] for kind in calls}
-    wall: dict[str, list[float]] = {kind: [] for kind in calls}
-    timer = GpuTimer() if device == "cuda" else None
-    base = 0 if timer is None else torch.cuda.memory_allocated()
-    for i_round, kind in rounds_of(list(calls), rounds + 1):
-        with steps.ready(kind):
-            if timer is None:
-                _, sample = sampled(calls[kind])
-                took, peak = sample.seconds, sample.peak_bytes
-            else:
-                held = torch.cuda.memory_allocated() - base  # by the capture: its sums and the quality prompts' keys
-                took, peak = timer.device_seconds(calls[kind], long=True), held + timer.extra_bytes(calls[kind])
-                if i_round > 0:
-                    wall[kind].append(timer.wall_seconds(calls[kind]))
-        if i_round > 0:
-            seconds[kind].append(took)
-            peaks[kind].append(peak)
+    found = on_cpu(steps, rounds) if device == "cpu" else on_gpu(steps, rounds)
     resident = sum(p.numel() * p.element_size() for p in steps.network.parameters())
-    ratios = {kind: median_ratio(taken, seconds["stock"]) for kind, taken in seconds.items()}
-    whole = {kind: resident + sorted(taken)[len(taken) // 2] for kind, taken in peaks.items()}
+    ratios = {kind: median_ratio(of.seconds, of.stock) for kind, of in found.items()}
+    whole = {kind: resident + sorted(of.peaks)[len(of.peaks) // 2] for kind, of in found.items()}
     return {
         "pixels": side,
         "rows": model.rows,
         "dtype": "float32" if device == "cpu" else str(model.dtype).removeprefix("torch."),
         "weights_mib": resident / 2**20,
-        "seconds": {kind: percentiles(taken) for kind, taken in seconds.items()},
-        "wall_seconds": {kind: percentiles(taken) for kind, taken in wall.items() if taken},
+        "seconds": {kind: percentiles(of.seconds) for kind, of in found.items()},
+        "wall_seconds": {kind: percentiles(of.wall) for kind, of in found.items() if of.wall},
         "over_stock": {**ratios, "run mean": run_mean(ratios)},
         "extra_mib": {kind: (peak - resident) / 2**20 for kind, peak in whole.items()},
         "peak_over_stock": {kind: peak / whole["stock"] for kind, peak in whole.items()},

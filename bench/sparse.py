@@ -7,7 +7,8 @@
 Published configurations with random weights, on which speed does not depend; where a network does not fit, it has fewer blocks of the
 same width, and the report says how many. A step is the network's forward on the rows that its pipeline runs at once. The
 sparse one comes after a dense one was recorded; recording is timed as a kind of its own. Masks are smooth random regions of exactly
-the given share. Kinds take turns, and a ratio is the median over rounds of the ratio within a round.
+the given share. Kinds take turns, and a ratio is the median over rounds of the ratio within a round. Seconds on a GPU are those
+of CUDA graphs of the steps, the device's own; the elapsed time of the call from Python, ``wall_seconds``, stands beside them.
 """
 
 from __future__ import annotations
@@ -139,11 +140,12 @@ def measured(model: Model, side: int, ratios: list[float], rounds: int, device: 
     seconds: dict[str, list[float]] = {kind: [] for kind in calls}
     wall: dict[str, list[float]] = {kind: [] for kind in calls}
     timer = GpuTimer() if device == "cuda" else None
+    graphs = {} if timer is None else {kind: timer.recorded(call) for kind, call in calls.items()}
     for i_round, kind in rounds_of(list(calls), rounds + 1):
         if timer is None:
             elapsed = took = sampled(calls[kind])[1].seconds
         else:
-            elapsed, took = timer.wall_seconds(calls[kind]), timer.device_seconds(calls[kind], long=True)
+            elapsed, took = timer.wall_seconds(calls[kind]), timer.device_seconds(graphs[kind])
         if i_round > 0:
             seconds[kind].append(took)
             wall[kind].append(elapsed)

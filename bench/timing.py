@@ -53,26 +53,32 @@ class GpuTimer:
         # Twice the cache: what a call reads must not be there from the call before.
         self._flush = torch.empty(2 * max(cache, 64 << 20), dtype=torch.uint8, device="cuda")
 
-    def device_seconds(self, call: Callable[[], Any], long: bool = False) -> float:
-        """Between events, after the CPU's head start: of a ``long`` call, as long as queueing it was just seen to take.
-
-        A driver queues about a thousand kernels; where a call has more, what remains of its launches counts, as it does in use.
-        """
+    def device_seconds(self, call: Callable[[], Any]) -> float:
+        """Between events, after the CPU's head start. Of a call with more kernels than a driver queues, record it first."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        cycles = HEAD_START
-        if long:
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            call()
-            cycles = max(cycles, int(1.5e3 * (time.perf_counter() - began) * HEAD_START))
-            torch.cuda.synchronize()
         self._flush.zero_()
-        torch.cuda._sleep(cycles)
+        torch.cuda._sleep(HEAD_START)
         start.record()
         call()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) * 1e-3
+
+    def recorded(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """The call as a CUDA graph: its kernels follow each other without waiting for a CPU, in memory that stays theirs.
+
+        What the call reads and writes outside must live as long as the graph.
+        """
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
 
     def wall_seconds(self, call: Callable[[], Any]) -> float:
         torch.cuda.synchronize()
