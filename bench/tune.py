@@ -35,6 +35,8 @@ Config = dict[str, Any]
 Table = dict[str, dict[str, list[dict[str, Any]]]]
 
 UNBOUNDED = 1_000_000_000
+#: Tokens of prompts that contrast_attention holds as a whole, and of a prompt that passes in tiles.
+HELD, LONG = 80, 512
 #: How much faster a candidate must be: less than this is noise.
 WORTH = 0.98
 ROUNDS = 20
@@ -54,11 +56,15 @@ class Group:
     cases: tuple[Case, ...]
 
 
-def candidates(op: str, bits: int) -> list[Config]:
+def candidates(group: Group) -> list[Config]:
     """Configurations worth trying; float32 tiles fill registers twice as fast, so smaller ones join them."""
+    op, bits = group.op, group.bits
     rows = (64, 128) if bits == 16 else (16, 32, 64)
     keys = (32, 64, 128) if bits == 16 else (16, 32, 64)
-    if op == "contrast_attention":
+    if op == "contrast_attention" and group.keys <= HELD:
+        # Prompts that are held as a whole, in two tiles.
+        choices = {"BLOCK_N": rows, "BLOCK_L": (HELD - 16,), "TAIL": (16,), "num_warps": (4, 8), "num_stages": (1, 2)}
+    elif op == "contrast_attention":
         choices = {"BLOCK_N": (32, *rows), "BLOCK_L": (16, *keys), "num_warps": (4, 8), "num_stages": (1, 2)}
     elif op in ("propagate_attention", "region_attention"):
         choices = {"BLOCK_N": rows, "BLOCK_M": keys, "num_warps": (4, 8), "num_stages": (1, 2, 3)}
@@ -91,6 +97,9 @@ def groups(op: str) -> list[Group]:
         cases = [dataclasses.replace(_in_dtype(case, bits), dim=dim) for case in attention]
         plain = tuple(case for case in cases if not case.joint)
         if op == "contrast_attention":
+            if (bits, head_dim) == (16, 64):
+                found.append(Group(op, op, bits, head_dim, HELD, plain))
+                plain = tuple(dataclasses.replace(case, text=LONG) for case in plain)
             found.append(Group(op, op, bits, head_dim, UNBOUNDED, plain))
             continue
         found.append(Group(op, op, bits, head_dim, 1024, tuple(case for case in plain if case.keys <= 1024)))
@@ -209,7 +218,7 @@ def tune(group: Group, arch: str, timer: GpuTimer, mapped: Callable[..., Iterabl
     """
     present = launch.config(group.row, arch, group.bits, group.head_dim, group.keys)
     # What a row says beside sizes, such as PRECISION, is a choice of arithmetic and stays.
-    tried = [present, *(present | c for c in candidates(group.op, group.bits) if present | c != present)]
+    tried = [present, *(present | c for c in candidates(group) if present | c != present)]
     configs = []
     for config, why in zip(tried, mapped(wrong, [(group, config, device) for config in tried]), strict=True):
         if why is None:

@@ -31,15 +31,20 @@ def contrast_attention(
     negative: tuple[Tensor, Tensor] | None,
     key_mask: Tensor | None,
     scale: float | None,
+    rows: tuple[int, int],
     accumulate: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Output [B, H, N, Dv] and maps [B, H, N, C (+1) (+1)]; ``positive`` and ``negative`` are (keys, weights [B or 1, L])."""
+    """Output [B, H, N, Dv] and maps [R, H, N, C (+1) (+1)] of ``rows``; ``positive`` and ``negative`` are (keys, weights [R or 1, L])."""
     seen = None if key_mask is None else key_mask[:, None, None, :]
     # The call that diffusers' attention processors make, argument for argument, so that the output is theirs bit for bit.
     out = stock_attention(query, key, value, attn_mask=seen, dropout_p=0.0, is_causal=False, scale=scale)
     if seen is not None:
         out = out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    # From here on, the rows that make maps.
+    query, key = query[rows[0] : rows[1]], key[rows[0] : rows[1]]
+    if key_mask is not None and len(key_mask) > 1:
+        key_mask = key_mask[rows[0] : rows[1]]
     groups = [] if weight is None else [(key, weight, key_mask)]
     groups += [(probe[0], probe[1].unsqueeze(-1), None) for probe in (positive, negative) if probe is not None]
     if not groups or query.numel() == 0:

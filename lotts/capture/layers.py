@@ -91,8 +91,8 @@ class PlainLayerRecorder(LayerRecorder):
         """C, the number of maps this layer makes."""
 
     @abstractmethod
-    def attend_and_map(self, query, key, value, scale, total: torch.Tensor) -> torch.Tensor:
-        """The attention output [B, H, N, D] of the recorded rows; their maps are added to ``total`` [B, H, N, C] in place."""
+    def attend_and_map(self, query, key, value, scale, rows: tuple[int, int], total: torch.Tensor) -> torch.Tensor:
+        """The attention output [B, H, N, D]; maps of ``rows`` of the batch are added to ``total`` [R, H, N, C] in place."""
 
     def attend(
         self,
@@ -115,11 +115,10 @@ class PlainLayerRecorder(LayerRecorder):
 
         start, stop = self.recorder.row_range(query.shape[0])
         self._check_length(query.shape[2])
-        recorded = query[start:stop]
         (kind,) = self.kinds
-        total = self.sums[kind].begin_forward(self.name, recorded, (*recorded.shape[:3], self.map_columns()))
-        out = self.attend_and_map(recorded, key[start:stop], value[start:stop], scale, total)
-        return beside_other_rows(out, start, stop, query, key, value, lambda *qkv: native(*qkv, scale=scale))
+        shape = (stop - start, *query.shape[1:3], self.map_columns())
+        total = self.sums[kind].begin_forward(self.name, query, shape)
+        return self.attend_and_map(query, key, value, scale, (start, stop), total)
 
 
 def beside_other_rows(out, start: int, stop: int, query, key, value, attention: Any) -> torch.Tensor:
@@ -157,8 +156,8 @@ class CrossAttentionLayer(PlainLayerRecorder):
         self.key_pos = None
         self.key_neg = None
 
-    def attend_and_map(self, query, key, value, scale, total):
-        recorder, rows, probes = self.recorder, query.shape[0], {}
+    def attend_and_map(self, query, key, value, scale, rows, total):
+        recorder, count, probes = self.recorder, rows[1] - rows[0], {}
         weight = recorder.weight
         if weight is not None:
             if weight.shape[1] != key.shape[2]:
@@ -166,18 +165,18 @@ class CrossAttentionLayer(PlainLayerRecorder):
                     f"{self.name} attends to {key.shape[2]} text tokens, but weight [B, L, C] is given for "
                     f"{weight.shape[1]}"
                 )
-            weight = match_rows(beside(query, weight), rows)
+            weight = match_rows(beside(query, weight), count)
         if recorder.positive is not None:
             if self.key_pos is None:
                 self.key_pos = self._project(recorder.positive[0], query)
-            probes["key_pos"] = match_rows(self.key_pos, rows)
-            probes["weight_pos"] = match_rows(beside(query, recorder.positive[1]), rows)
+            probes["key_pos"] = match_rows(self.key_pos, count)
+            probes["weight_pos"] = match_rows(beside(query, recorder.positive[1]), count)
         if recorder.negative is not None:
             if self.key_neg is None:
                 self.key_neg = self._project(recorder.negative[0], query)
-            probes["key_neg"] = match_rows(self.key_neg, rows)
-            probes["weight_neg"] = match_rows(beside(query, recorder.negative[1]), rows)
-        return contrast_attention(query, key, value, weight, scale=scale, accumulate=total, **probes)[0]
+            probes["key_neg"] = match_rows(self.key_neg, count)
+            probes["weight_neg"] = match_rows(beside(query, recorder.negative[1]), count)
+        return contrast_attention(query, key, value, weight, scale=scale, rows=rows, accumulate=total, **probes)[0]
 
     def _project(self, embeds: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         """Keys [B, H, L, D] of a prompt, by the layer's own path: norm, `to_k` as a module (LoRA counts), key norm.
@@ -205,9 +204,9 @@ class SelfAttentionLayer(PlainLayerRecorder):
         columns = self.recorder.columns
         return 0 if columns is None else columns.shape[1]
 
-    def attend_and_map(self, query, key, value, scale, total):
-        columns = match_rows(beside(query, self.recorder.columns_by_length[query.shape[2]]), query.shape[0])
-        return propagate_attention(query, key, value, columns, scale=scale, accumulate=total)[0]
+    def attend_and_map(self, query, key, value, scale, rows, total):
+        columns = match_rows(beside(query, self.recorder.columns_by_length[query.shape[2]]), rows[1] - rows[0])
+        return propagate_attention(query, key, value, columns, scale=scale, rows=rows, accumulate=total)[0]
 
 
 def beside(query: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,7 @@ def tuned(group, monkeypatch):
         launched.append(launch.config("inject_noise", "sm_90", 16)["BLOCK"])
 
     def choose(spilling=(), present=256):
-        monkeypatch.setattr(tune, "candidates", lambda op, bits: configs)
+        monkeypatch.setattr(tune, "candidates", lambda group: configs)
         monkeypatch.setattr(launch, "config", lambda *_, **__: dict(configs[0], BLOCK=present))
         monkeypatch.setattr(tune, "spills", lambda job: "spills" if job[4]["BLOCK"] in spilling else None)
         monkeypatch.setattr(tune, "wrong", lambda job: "wrong" if job[1]["BLOCK"] == 2048 else None)

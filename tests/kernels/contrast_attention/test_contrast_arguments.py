@@ -25,7 +25,8 @@ def bad(message, error=ValueError, **changes):
             TypeError,
             key=torch.zeros(2, 3, 77, 64, dtype=torch.float16),
         ),
-        bad(r"weight: expected shape \[B\|1, L, C\] with B=2, L=77, got \[1, 78, 1\]", weight=torch.zeros(78, 1)),
+        bad(r"rows: expected \[from, to\) within the 2 of the batch, at least one, got \[1, 3\]", rows=(1, 3)),
+        bad(r"weight: expected shape \[R\|1, L, C\] with R=2, L=77, got \[1, 78, 1\]", weight=torch.zeros(78, 1)),
         bad(
             r"weight: expected dtype torch.float32, got torch.bfloat16",
             TypeError,
@@ -33,7 +34,7 @@ def bad(message, error=ValueError, **changes):
         ),
         bad(r"weight_pos: expected a tensor to go with key_pos, got None", weight_pos=None),
         bad(r"key_neg: expected a tensor to go with weight_neg, got None", key_neg=None),
-        bad(r"weight_pos: expected shape \[B\|1, Lpos\] with B=2, Lpos=77, got \[2, 3\]", weight_pos=torch.zeros(2, 3)),
+        bad(r"weight_pos: expected shape \[R\|1, Lpos\] with R=2, Lpos=77, got \[2, 3\]", weight_pos=torch.zeros(2, 3)),
         bad(r"key: expected device (cpu|cuda:0), got meta", key=torch.zeros(2, 3, 77, 64, device="meta")),
     ],
 )

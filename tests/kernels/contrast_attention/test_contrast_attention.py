@@ -89,6 +89,17 @@ def test_scale_multiplies_the_scores(arguments, impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("scale", [-0.125, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_scales_need_not_be_positive(arguments, dtype, scale, impl):
+    args, sides = arguments(n=20, dtype=dtype)
+    _, maps = contrast_attention(*args, **sides, scale=scale, impl=impl)
+    wide_args, wide_sides = widened(args, sides)
+    truth = contrast_attention(*wide_args, **wide_sides, scale=scale, impl="reference")[1]
+    torch.testing.assert_close(maps.double(), truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("batch", "n"), [(2, 0), (0, 5)])
 def test_zero_rows_give_zero_rows(arguments, batch, n, impl):
     args, sides = arguments(n=n, batch=batch)
@@ -206,13 +217,17 @@ def test_the_kernel_reads_and_writes_beyond_2_to_the_31_elements(near_and_far):
 def test_the_op_keeps_its_contract_with_torch(arguments):
     (query, key, value, weight), sides = arguments(n=20)
     maps = torch.zeros(2, 3, 20, 4, device=DEVICE)
-    args = (query, key, value, maps, weight, *sides.values(), None, 0.125, True)
+    args = (query, key, value, maps, weight, *sides.values(), None, 0.125, 0, True)
     torch.library.opcheck(torch.ops.lotts.contrast_attention, args)
 
 
 @pytest.mark.parametrize(
     "config",
-    [{"BLOCK_N": 16, "BLOCK_L": 16, "num_stages": 1}, {"BLOCK_N": 64, "BLOCK_L": 128, "num_stages": 1}],
+    [
+        {"BLOCK_N": 16, "BLOCK_L": 16, "num_stages": 1},
+        {"BLOCK_N": 64, "BLOCK_L": 128, "num_stages": 1},
+        {"BLOCK_N": 16, "BLOCK_L": 64, "TAIL": 16, "num_stages": 1},
+    ],
     ids=str,
 )
 def test_results_repeat_bit_for_bit_and_hold_for_every_block_size(arguments, config):
@@ -224,11 +239,66 @@ def test_results_repeat_bit_for_bit_and_hold_for_every_block_size(arguments, con
     for _ in range(2):
         out, maps = torch.empty_like(query), torch.empty(2, 2, 24, 4, device=DEVICE)
         pairs = [(sides[f"key_{side}"], sides[f"weight_{side}"]) for side in ("pos", "neg")]
-        launch(query, key, value, out, maps, weight, *pairs, None, 0.125, False, config)
+        launch(query, key, value, out, maps, weight, *pairs, None, 0.125, 0, False, config)
         runs.append((out, maps))
     for first, second, truth in zip(*runs, expected, strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, truth, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_results_of_a_sample_do_not_depend_on_the_others(arguments, dtype):
+    # Alone, a sample's rows are spread over more programs.
+    args, sides = arguments(n=300, heads=1, batch=3, dtype=dtype)
+    together = contrast_attention(*args, **sides, impl="triton")
+    alone = {name: tensor[1:2] if len(tensor) > 1 else tensor for name, tensor in sides.items()}
+    for actual, expected in zip(
+        contrast_attention(*(a[1:2] for a in args), **alone, impl="triton"), together, strict=True
+    ):
+        assert torch.equal(actual, expected[1:2])
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (1, 3), (2, 4)], ids=str)
+@pytest.mark.parametrize("length", [77, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_some_rows_of_a_batch_make_the_maps_they_make_alone(arguments, rows, length, dtype, impl):
+    args, sides = arguments(n=40, batch=4, length=length, dtype=dtype)
+    part = slice(*rows)
+    seen = torch.arange(length, device=DEVICE) % 3 != torch.arange(4, device=DEVICE)[:, None]
+    sides = {name: tensor[part] if len(tensor) > 1 else tensor for name, tensor in sides.items()}
+    _, expected = contrast_attention(*(a[part] for a in args), **sides, key_mask=seen[part], impl=impl)
+    whole, _ = contrast_attention(*args[:3], key_mask=seen, impl=impl)
+    sums = torch.ones_like(expected)
+    out, maps = contrast_attention(
+        *args[:3], args[3][part], **sides, key_mask=seen, rows=rows, accumulate=sums, impl=impl
+    )
+    assert maps is sums
+    torch.testing.assert_close(maps, expected + 1)
+    torch.testing.assert_close(out, whole)
+
+
+@pytest.mark.parametrize("lengths", [(65, 80), (80, 66), (77, 64), (77, 81), (64, 77), (16, 77)], ids=str)
+def test_prompts_that_are_held_and_those_that_are_not(arguments, lengths):
+    # float16 prompts of 65 to 80 tokens take a path of their own, if all of them are so long.
+    length, side_length = lengths
+    args, sides = arguments(n=40, length=length, side_length=side_length, dtype=torch.float16, columns=3)
+    out, maps = contrast_attention(*args, **sides, impl="triton")
+    wide_args, wide_sides = widened(args, sides)
+    truth = contrast_attention(*wide_args, **wide_sides, impl="reference")
+    torch.testing.assert_close(out.double(), truth[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(maps.double(), truth[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [77, 40])
+def test_hidden_tokens_of_half_precision_prompts(arguments, length):
+    args, sides = arguments(n=40, length=length, dtype=torch.float16)
+    seen = (torch.rand(2, length, generator=torch.Generator().manual_seed(9)) > 0.4).to(DEVICE)
+    out, maps = contrast_attention(*args, **sides, key_mask=seen, impl="triton")
+    wide_args, wide_sides = widened(args, sides)
+    truth = contrast_attention(*wide_args, **wide_sides, key_mask=seen, impl="reference")
+    torch.testing.assert_close(out.double(), truth[0], rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(maps.double(), truth[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu
