@@ -61,6 +61,7 @@ def candidates(group: Group) -> list[Config]:
     op, bits = group.op, group.bits
     rows = (64, 128) if bits == 16 else (16, 32, 64)
     keys = (32, 64, 128) if bits == 16 else (16, 32, 64)
+    choices: dict[str, tuple[int, ...]]
     if op == "contrast_attention" and group.keys <= HELD:
         # Prompts that are held as a whole, in two tiles.
         choices = {"BLOCK_N": rows, "BLOCK_L": (HELD - 16,), "TAIL": (16,), "num_warps": (4, 8), "num_stages": (1, 2)}
