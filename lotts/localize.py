@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE
+from lotts.capture.tokens import QUALITY_NEGATIVE, QUALITY_POSITIVE, find_word
 
 CONTRASTS = ("difference", "log_ratio")
 REWEIGHTINGS = ("product", "sum", "diff", "orig")
@@ -32,6 +32,9 @@ class LocalizeConfig:
         propagate: whether self-attention spreads the maps before they are combined (off only for ablation). A schedule so short
             that no step of ``self_steps`` comes after one of ``cross_steps`` (one step by default) has nothing to spread.
         positive, negative: the quality prompts, in which ``{p}`` stands for the prompt.
+        words: words of the quality prompts whose attention is contrasted, such as ``("high", "low", "quality")``, each where it stands in
+            a quality prompt outside of ``{p}``; None for the words of the prompt, as in the paper. Not beside the prompt of a
+            transformer (``contrast="probes"`` of ``AttentionSource``), where the prompt's words are all that ride along.
     """
 
     contrast: str = "difference"
@@ -43,6 +46,7 @@ class LocalizeConfig:
     propagate: bool = True
     positive: str = QUALITY_POSITIVE
     negative: str = QUALITY_NEGATIVE
+    words: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("contrast", CONTRASTS), ("reweighting", REWEIGHTINGS)):
@@ -53,6 +57,12 @@ class LocalizeConfig:
         for name in ("positive", "negative"):
             if getattr(self, name).replace("{p}", "", 1).count("{") or "{p}" not in getattr(self, name):
                 raise ValueError(f"expected {name} with {{p}} once, where the prompt goes, got {getattr(self, name)!r}")
+        if self.words is not None:
+            if isinstance(self.words, str):
+                raise TypeError(f"expected words as a tuple of strings, got one string; write ({self.words!r},)")
+            for name in ("positive", "negative"):
+                if not any(find_word(getattr(self, name).replace("{p}", "\n"), word) for word in self.words):
+                    raise ValueError(f"expected one of words {self.words} in {name}, got {getattr(self, name)!r}")
         for name in ("cross_steps", "self_steps"):
             low, high = getattr(self, name)
             if not 0 <= low < high <= 1:

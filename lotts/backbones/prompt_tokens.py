@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lotts.backbones.conditioning import Embedding
-from lotts.capture.tokens import content_weights, word_weights
+from lotts.capture.tokens import content_weights, template_word_weights, word_weights
 
 
 class PromptTokens(ABC):
@@ -60,6 +60,18 @@ class PromptTokens(ABC):
                     "to map. Describe the picture in words, or do without attention, source='prediction'"
                 )
         return weights
+
+    def template_word_weights(self, prompt: str, template: str, words: Sequence[str]) -> torch.Tensor:
+        """Weight 1 on the tokens of the words of a template filled with the prompt, fp32 [1, L]."""
+        parts = [
+            template_word_weights(
+                tokenizer, self._spelled_out([prompt], tokenizer)[0], template, words, max_length=length
+            )
+            if tokenizer is not None
+            else torch.zeros(length)
+            for tokenizer, length in self.segments
+        ]
+        return torch.cat(parts)[None]
 
     def word_weights(self, prompt: str, words: Sequence[str]) -> torch.Tensor:
         """Weight 1 on the tokens of every occurrence of each word, fp32 [L, W]."""

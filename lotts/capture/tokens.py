@@ -79,6 +79,27 @@ def word_weights(tokenizer: Any, prompt: str, words: Sequence[str], *, max_lengt
     return weights
 
 
+def template_word_weights(
+    tokenizer: Any, prompt: str, template: str, words: Sequence[str], *, max_length: int | None = None
+) -> torch.Tensor:
+    """Weights fp32 [L]: 1 on the tokens of the words, wherever the template around the prompt has them.
+
+    Words that the template has not are left out, so that one list serves for two templates.
+
+    Raises:
+        TypeError: the tokenizer has no offsets.
+        ValueError: the template does not contain `{p}` exactly once, or none of the words.
+    """
+    prefix, suffix = _split_template(template)
+    spans = [span for word in words for span in find_word(prefix, word)]
+    after = len(prefix) + len(prompt)
+    spans += [(start + after, end + after) for word in words for start, end in find_word(suffix, word)]
+    if not spans:
+        raise ValueError(f"expected one of the words {', '.join(map(repr, words))} in the quality prompt {template!r}")
+    _, places = _tokenize(tokenizer, [prefix + prompt + suffix], max_length)
+    return _overlap(places[0], spans)
+
+
 def find_word(prompt: str, word: str) -> list[tuple[int, int]]:
     """Character spans of the occurrences of a word or phrase in the prompt, whatever their case."""
     parts = [re.escape(part) for part in word.split()]

@@ -42,6 +42,11 @@ class AttentionSource:
         config = self.config or backbone.localize
         backbone.content_weights([prompt])
         kinds = ("cross", "self") if config.spreads(steps) else ("cross",)
+        if config.words is not None and backbone.order is not None and self.contrast == "probes":
+            raise ValueError(
+                f"expected words=None for {type(backbone.pipe).__name__}, where the prompt's own words ride beside it, got {config.words}; "
+                "AttentionSource(contrast='batch') can read them"
+            )
         check_layers(backbone.network, config.layers, backbone.order, kinds=kinds, probes=self.contrast == "probes")
 
     def watch(self, backbone, prompt, seeds, size, steps, text) -> AttentionWatch:
@@ -70,14 +75,20 @@ class AttentionWatch:
         self.recorder.rows = slice(batch, 2 * batch) if doubled else None
 
     def _probes(self, prompt: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Embeddings [1, L, E] of the quality prompts and weights [1, L] on the prompt's own content tokens."""
+        """Embeddings [1, L, E] of the quality prompts and weights [1, L] on those of their tokens that are read."""
         return {
             name: (
                 self.backbone.embed_once(template.replace("{p}", prompt)).tokens,
-                self.backbone.content_weights([prompt], template=template).to(self.backbone.device),
+                self._read(prompt, template).to(self.backbone.device),
             )
             for name, template in (("positive", self.config.positive), ("negative", self.config.negative))
         }
+
+    def _read(self, prompt: str, template: str) -> torch.Tensor:
+        """Weights [1, L] on the prompt's own content tokens in a quality prompt, or on the words that are asked for."""
+        if self.config.words is None:
+            return self.backbone.content_weights([prompt], template=template)
+        return self.backbone.template_word_weights(prompt, template, self.config.words)
 
     def __enter__(self) -> AttentionWatch:
         self.recorder.__enter__()
@@ -135,7 +146,7 @@ class BatchAttentionWatch(AttentionWatch):
     def __init__(self, config, backbone, prompt, batch, size, steps, text) -> None:
         super().__init__(config, backbone, prompt, batch, size, steps, text)
         templates = (config.positive, config.negative)
-        weight = torch.cat([backbone.content_weights([prompt], template=t).expand(batch, -1) for t in templates])
+        weight = torch.cat([self._read(prompt, template).expand(batch, -1) for template in templates])
         prompts = [backbone.embed_once(t.replace("{p}", prompt)).repeat(batch) for t in templates]
         self.quality = AttentionRecorder(
             backbone.network,

@@ -103,6 +103,9 @@ def test_both_windows_hold_at_least_one_step_of_the_schedule(steps):
         {"cross_steps": (0.5, 0.5)},
         {"self_steps": (0.5, 1.5)},
         {"cross_steps": (0.9, 1.0), "self_steps": (0.5, 1.0)},
+        {"words": ("blurred",)},
+        {"words": ("high",)},  # which the negative quality prompt has not
+        {"words": ("p",)},
     ],
 )
 def test_bad_configurations_say_what_was_expected(fields):
@@ -114,3 +117,8 @@ def test_bad_configurations_say_what_was_expected(fields):
 def test_a_quality_prompt_holds_the_prompt(template):
     with pytest.raises(ValueError, match=r"expected negative with \{p\} once"):
         LocalizeConfig(negative=template)
+
+
+def test_words_are_a_tuple_and_not_a_string():
+    with pytest.raises(TypeError, match=r"expected words as a tuple of strings, .* write \('high',\)"):
+        LocalizeConfig(words="high")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lotts.capture import QUALITY_NEGATIVE, QUALITY_POSITIVE, content_weights, word_weights
+from lotts.capture.tokens import template_word_weights
 
 
 def weighted(tokenizer, input_ids, weights):
@@ -91,3 +92,22 @@ def test_misuse_is_named(clip_tokenizer):
         content_weights(clip_tokenizer, ["a red cat"], template="An image.")
     with pytest.raises(TypeError, match="fast tokenizer"):
         content_weights(object(), ["a red cat"])
+
+
+@pytest.mark.parametrize(("template", "first"), [(QUALITY_POSITIVE, "high"), (QUALITY_NEGATIVE, "low")])
+def test_words_of_a_template_count_outside_of_the_prompt(clip_tokenizer, template, first):
+    # The prompt has the words too, which is not what is asked.
+    prompt = "a low red cat"
+    weights = template_word_weights(clip_tokenizer, prompt, template, ["high", "low", "quality"])
+    input_ids, content = content_weights(clip_tokenizer, [prompt], template=template)
+    assert "".join(weighted(clip_tokenizer, input_ids[0], weights)) == f"{first}quality"
+    assert not (weights * content[0]).any()
+    assert weights.shape == content[0].shape
+
+
+def test_words_after_the_prompt_count_too_and_absent_ones_are_named(clip_tokenizer):
+    weights = template_word_weights(clip_tokenizer, "a red cat", "{p}, low quality", ["low"])
+    input_ids, _ = content_weights(clip_tokenizer, ["a red cat"], template="{p}, low quality")
+    assert "".join(weighted(clip_tokenizer, input_ids[0], weights)) == "low"
+    with pytest.raises(ValueError, match=r"expected one of the words 'blurred' in the quality prompt '\{p\}, low"):
+        template_word_weights(clip_tokenizer, "a red cat", "{p}, low quality", ["blurred"])
