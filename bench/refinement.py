@@ -1,8 +1,9 @@
 """What a refinement changes, by mask and noise step: ``python -m bench.refinement --prompts 512``.
 
-For each held-out prompt one candidate is drawn and refined once under every mask (the method's from attention, the
-prediction source's, the verifier's on half and on a fifth of the picture and where it is sure that something is wrong, the
-true defects, the foreground, a random one, the whole picture) from three noise steps, all with the same injected noise. The
+For each held-out prompt one candidate is drawn and refined once under every mask (the method's from attention, in U-Nets
+also from attention to the words that say the quality, the prediction source's, the verifier's on half and on a fifth of the
+picture and where it is sure that something is wrong, the true defects, the foreground, a random one, the whole picture) from
+three noise steps, all with the same injected noise. The
 pictures are kept, a file a prompt, so an interrupted run resumes, and a new verifier can judge them again in minutes. The
 verifier and the exact checker judge each against its candidate; a JSON holds the summary with standard errors.
 """
@@ -22,7 +23,7 @@ from bench import embedded
 from bench.localization import cells
 from bench.record import result_file, write_json
 from lotts.compare.runner import versions_of
-from lotts.localize import quality_mask, smooth
+from lotts.localize import LocalizeConfig, quality_mask, smooth
 from lotts.models import EMBEDDED, GUIDANCE
 from lotts.resample import denoise, grow, refine
 from lotts.resample_config import ResampleConfig
@@ -35,6 +36,8 @@ from lotts.sources.verifier import VerifierSource
 STEPS, SIZE = 20, (16, 16)
 NOISE_STEPS = (4, 8, 12)
 RATIO, SMALL_RATIO, SURE = 0.5, 0.2, 0.5
+#: What led on samples and on drawings of shapes-sd (docs/localization.md): the finest layers of the way up.
+WORDS = LocalizeConfig(contrast="log_ratio", sign=-1, words=("high", "low", "quality"), layers=("up_blocks.1",))
 BANDS = {"all": (2, 16), "2-4": (2, 4), "5-8": (5, 8), "9-12": (9, 12), "13-16": (13, 16)}
 
 
@@ -52,6 +55,11 @@ def _draw(text: str, seed: int, model: str) -> tuple[dict[str, float], np.ndarra
     with AttentionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         (candidate,) = denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
         attention = watch.maps(lambda step: candidate.at(step)[None])["P"]
+    words = None
+    if backbone.order is None:
+        with AttentionSource(WORDS).watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
+            denoise(backbone, conditioning, [seed], SIZE, STEPS, watch=watch.step)
+            words = watch.maps(lambda step: candidate.at(step)[None])["P"]
     with PredictionSource().watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
         prediction = watch.maps(lambda step: candidate.at(step)[None])["P"]
     with VerifierSource(embedded.verifier()).watch(backbone, text, [0], SIZE, STEPS, conditioning) as watch:
@@ -61,6 +69,7 @@ def _draw(text: str, seed: int, model: str) -> tuple[dict[str, float], np.ndarra
     noise = torch.rand(1, *SIZE, generator=torch.Generator().manual_seed(seed))
     masks = {
         "attention": quality_mask(attention, RATIO),
+        **({} if words is None else {"attention, quality words": quality_mask(words, RATIO)}),
         "prediction": quality_mask(prediction, RATIO),
         "verifier": quality_mask(verifier, RATIO),
         "verifier, a fifth": quality_mask(verifier, SMALL_RATIO),
