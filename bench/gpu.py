@@ -6,11 +6,11 @@
                                                commit, GPU and versions
     python -m bench render                     tables and plots from the file
 
-Providers, who take turns: ours (Triton), eager (the formula in the inputs' dtype), compiled (that, through torch.compile),
-portable (our plain-torch form; for propagate_attention, SDPA with a widened V), and, for attention, sdpa_flash and
-sdpa_cudnn, which make no maps. An op with an error above the gate reports no speed, and the exit status is then 1. Device
-time is between CUDA events with a cold L2; elapsed time is of the whole call, cache warm. Who cannot run is listed with
-the reason. Missed targets are printed and recorded; they do not change the exit status.
+Providers, who take turns: ours (Triton), eager (the formula in the inputs' dtype), compiled (that, through torch.compile,
+at the shapes of the targets), portable (our plain-torch form; for propagate_attention, SDPA with a widened V), and, for
+attention, sdpa_flash and sdpa_cudnn, which make no maps. An op with an error above the gate reports no speed, and the exit
+status is then 1. Device time is between CUDA events with a cold L2; elapsed time is of the whole call, cache warm. Who cannot
+run is listed with the reason. Missed targets are printed and recorded; they do not change the exit status.
 """
 
 import argparse
@@ -195,7 +195,8 @@ def main(argv: list[str]) -> int:
         else:
             for case, entry in zip(chosen, gated, strict=True):
                 copy = roofline["copy_bytes_per_second"]
-                entry |= survived(case, measure, timer, rounds, not arguments.no_compile, copy, found=entry)
+                compiled = case.core and not arguments.no_compile
+                entry |= survived(case, measure, timer, rounds, compiled, copy, found=entry)
                 if "error" in entry:
                     red.append(op)
                 else:
