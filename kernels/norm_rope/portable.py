@@ -17,9 +17,6 @@ def norm_rope(
 ) -> Tensor:
     """Tokens [R, H, N, D], normalised and turned."""
     rows, heads, count, dim = tokens.shape
-    dim = int(
-        dim
-    )  # never one that varies: torch 2.11, compiled for a GPU, would pass a symbol to its norm as if it were a size
     # [R, N, H, D], which lies in memory as it is
     x = tokens.transpose(1, 2)
     if norm is not None:
