@@ -27,6 +27,7 @@ def check_numbers(
     noise_step: int | None = None,
     guidance_scale: float | None = None,
     true_cfg_scale: float = 1.0,
+    eta: float = 0.0,
     height: int | None = None,
     width: int | None = None,
     **resample: Any,
@@ -47,6 +48,7 @@ def check_numbers(
         "mask_threshold": None if mask_threshold is None else real("mask_threshold", mask_threshold),
         "guidance_scale": None if guidance_scale is None else real("guidance_scale", guidance_scale),
         "true_cfg_scale": real("true_cfg_scale", true_cfg_scale),
+        "eta": real("eta", eta),
         "height": None if height is None else whole("height", height, 1),
         "width": None if width is None else whole("width", width, 1),
     }

@@ -57,6 +57,7 @@ class LoTTS:
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
         true_cfg_scale: float = 1.0,
+        eta: float = 0.0,
         negative_prompt: str = "",
         height: int | None = None,
         width: int | None = None,
@@ -83,6 +84,8 @@ class LoTTS:
                 not refined. Means most where the map is a chance, as that of ``source="verifier"``.
             noise_step: step t0, counted from pure noise, where a refinement starts; default: half of the steps.
             guidance_scale, true_cfg_scale, negative_prompt: as the pipeline itself takes them; default: its own default.
+            eta: share of fresh noise in each step, 0 to 1, for DDIM as the pipeline takes it (1 is DDPM). Euler and flow matching
+                take it too: there 1 is Euler ancestral and the stochastic equation of the same marginals.
             global_steps: last steps that denoise the whole picture; default: 2, or as few as leave a masked one.
             background, dilate, soft_ring, sparse, refresh_every, sparse_offload: see ``ResampleConfig``.
             generator: its seed s gives candidates s, s + 1, ...; candidate i is the picture that ``pipe`` itself makes

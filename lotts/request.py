@@ -86,8 +86,10 @@ class Request:
         if not isinstance(negative_prompt, str):
             raise TypeError(f"expected negative_prompt as one string, got {type(negative_prompt).__name__}")
         seeds = seeds_from(generator, plain["num_candidates"])
+        backbone.check_eta(plain["eta"])
         if localise and hasattr(source, "check"):
             source.check(backbone, prompt, steps)
+        backbone.eta = plain["eta"]
         backbone.restart(steps, 0, size)
         backbone.forget()
         cost = Cost()

@@ -49,6 +49,9 @@ class Backbone(PromptTokens, ABC):
     #: What a user should know of the family.
     notes: ClassVar[tuple[str, ...]] = ()
 
+    #: Share of fresh noise in a step, as ``schedulers.linear_update`` takes it.
+    eta: float = 0.0
+
     @classmethod
     def drives(cls, pipe: Any) -> bool:
         """Whether ``pipe`` is of the family's class; tells without importing diffusers."""
@@ -258,9 +261,12 @@ class Backbone(PromptTokens, ABC):
         """The (guided) prediction [B, C, h, w] for latents [B, C, h, w]."""
         return text.guide(self.predict_rows(latents, step, text))
 
-    def linear_update(self, step: int, eta: float = 0.0) -> LinearUpdate | None:
-        """What the scheduler does at ``step``, as factors; None where it is not linear and only ``step`` can do it."""
-        return schedulers.linear_update(self.scheduler, step, eta)
+    def linear_update(self, step: int, eta: float | None = None) -> LinearUpdate | None:
+        """What is done at ``step``, as factors; None where it is not linear and only ``step`` can do it.
+
+        ``eta``: another than the backbone's own.
+        """
+        return schedulers.linear_update(self.scheduler, step, self.eta if eta is None else eta)
 
     def clean_estimate(self, latents: torch.Tensor, prediction: torch.Tensor, step: int) -> torch.Tensor:
         """x0 [B, C, h, w] from the latents that enter ``step`` and the guided prediction there.
@@ -280,9 +286,30 @@ class Backbone(PromptTokens, ABC):
         self, prediction: torch.Tensor, step: int, latents: torch.Tensor, generators: list[torch.Generator] | None
     ) -> torch.Tensor:
         """The scheduler's update; stochastic samplers draw each sample's noise from its own generator."""
-        extra = {"generator": generators} if generators and self.stochastic else {}
+        extra: dict[str, Any] = {"generator": generators} if generators and self.stochastic else {}
+        if self.eta and not schedulers.always_ancestral(self.scheduler):
+            if not schedulers.takes_eta(self.scheduler):
+                return self._noisy_step(prediction, step, latents, generators)
+            extra["eta"] = self.eta
         return self.scheduler.step(prediction, self.scheduler.timesteps[step], latents, return_dict=False, **extra)[0]
+
+    def _noisy_step(
+        self, prediction: torch.Tensor, step: int, latents: torch.Tensor, generators: list[torch.Generator] | None
+    ) -> torch.Tensor:
+        """The stochastic form of a sampler whose scheduler has none."""
+        from diffusers.utils.torch_utils import randn_tensor
+
+        update = self.linear_update(step)
+        assert update is not None
+        noise = randn_tensor(latents.shape, generators, latents.device, torch.float32)
+        moved = update.latents * latents.float() + update.prediction * prediction.float() + update.noise * noise
+        return moved.to(latents.dtype)
 
     @property
     def stochastic(self) -> bool:
-        return schedulers.stochastic(self.scheduler)
+        """Whether a step draws noise."""
+        return self.eta > 0 or schedulers.stochastic(self.scheduler)
+
+    def check_eta(self, eta: float) -> None:
+        """ValueError where the sampler has no stochastic form to take ``eta`` in."""
+        schedulers.check_eta(self.scheduler, eta)

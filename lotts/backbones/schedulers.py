@@ -7,6 +7,7 @@ of a variance-preserving schedule, sigma the noise level; a step goes from ``sig
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -20,6 +21,13 @@ VARIANCE_PRESERVING = (
     "DPMSolverMultistepScheduler",
 )
 FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler",)
+#: Those whose steps can draw noise.
+STOCHASTIC = (
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,28 @@ def check_restartable(scheduler: Any, names: tuple[str, ...]) -> None:
         )
 
 
+def check_eta(scheduler: Any, eta: float) -> None:
+    """ValueError where ``eta`` is outside [0, 1], or asks for noise of a sampler that has no stochastic form."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"expected eta from 0 to 1, got {eta}")
+    name, config = type(scheduler).__name__, scheduler.config
+    if eta and (name not in STOCHASTIC or config.get("clip_sample", False) or config.get("thresholding", False)):
+        raise ValueError(
+            f"expected eta=0 with {name}, or a sampler with a stochastic form ({', '.join(STOCHASTIC)}) that clamps nothing, "
+            f"got eta={eta}: set pipe.scheduler to one of them, with clip_sample=False"
+        )
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Whether the scheduler itself has a stochastic form that ``eta`` chooses."""
+    return "eta" in inspect.signature(scheduler.step).parameters
+
+
+def always_ancestral(scheduler: Any) -> bool:
+    """Whether every step draws all the noise that it could."""
+    return type(scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+
+
 def seek(scheduler: Any, step: int) -> None:
     """Make ``step`` the scheduler's next one: it counts its own steps, and some are made without it."""
     if hasattr(scheduler, "set_begin_index"):
@@ -102,10 +132,8 @@ def seek(scheduler: Any, step: int) -> None:
 
 
 def stochastic(scheduler: Any) -> bool:
-    """Whether a step draws noise."""
-    return type(scheduler).__name__ == "EulerAncestralDiscreteScheduler" or bool(
-        scheduler.config.get("stochastic_sampling", False)
-    )
+    """Whether a step draws noise by itself."""
+    return always_ancestral(scheduler) or bool(scheduler.config.get("stochastic_sampling", False))
 
 
 def signal_and_noise(scheduler: Any, step: int) -> tuple[float, float]:

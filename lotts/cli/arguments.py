@@ -73,7 +73,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         float,
         None,
         "G",
-        "guidance; 1 is none (default: 2 for shapes-sd, 3 for shapes-sdxl, else the pipeline's own)",
+        "guidance; 1 is none (default: 2 for shapes-sd and -sdxl, else the pipeline's own)",
     )
     add(
         parser,
@@ -82,6 +82,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         None,
         "G",
         "FLUX: classifier-free guidance as well; 1 is none (default: 3 for shapes-flux, else 1)",
+    )
+    add(
+        parser,
+        "--eta",
+        float,
+        0.0,
+        "E",
+        "fresh noise in each step, 0 to 1: with DDIM 1 is DDPM, with Euler it is Euler ancestral",
     )
     add(parser, "--negative-prompt", str, "", "TEXT", "what to stay away from (default: nothing)")
 
@@ -154,6 +162,7 @@ def model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "true_cfg_scale": defaults["true_cfg_scale"] if args.true_cfg_scale is None else args.true_cfg_scale,
         "negative_prompt": args.negative_prompt,
         "batch_size": args.batch_size,
+        **({"eta": args.eta} if args.eta else {}),
     }
 
 

@@ -97,6 +97,7 @@ def settings_in_words(output: LoTTSOutput) -> list[str]:
         words.append(f"from step {s['noise_step']} of {s['num_inference_steps']}")
     scales = {"guidance": s.get("guidance_scale", 1.0), "true CFG": s.get("true_cfg_scale", 1.0)}
     words += [f"{name} {scale:g}" for name, scale in scales.items() if scale != 1]
+    words += [f"eta {s['eta']:g}"] if s.get("eta") else []
     return words
 
 

@@ -68,6 +68,7 @@ def run(
     num_inference_steps: int = 50,
     guidance_scale: float | None = None,
     true_cfg_scale: float = 1.0,
+    eta: float = 0.0,
     negative_prompt: str = "",
     height: int | None = None,
     width: int | None = None,

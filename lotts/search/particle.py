@@ -100,7 +100,7 @@ def particle(
     """
     backbone, steps = pool.request.backbone, pool.request.steps
     _check(potential, strength, resample_at, resampler, particles)
-    update = backbone.linear_update(0, eta=1.0)
+    update = backbone.linear_update(0, eta=backbone.eta or 1.0)
     if update is None or not update.noise:
         raise ValueError(
             "expected two steps or more of a sampler with a stochastic form (DDIM, Euler, flow matching), got "
@@ -156,7 +156,7 @@ def _advance(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One stochastic step of all particles, ``batch_size`` at a time, and their predicted x0 where it is looked at."""
     request, backbone = pool.request, pool.request.backbone
-    update = backbone.linear_update(step, eta=1.0)
+    update = backbone.linear_update(step, eta=backbone.eta or 1.0)
     assert update is not None
     moved, clean = [], []
     for batch in request.batches(range(len(latents))):

@@ -166,6 +166,9 @@ def test_the_models_own_defaults_are_used(monkeypatch, tmp_path):
     assert (asked["num_candidates"], asked["num_refinements"], asked["background"]) == (3, 2, "replay")
     assert asked["generator"].initial_seed() == 0
     assert asked["pixel_paste"] is False
+    assert "eta" not in asked
+    assert cli.main(["generate", SCENE, "--eta", "0.5", "--out", str(tmp_path / "noisy")]) == 0
+    assert asked["eta"] == 0.5
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["generate"], ["generate", "a cat", "--steps", "many"]])
