@@ -4,8 +4,8 @@ The columns W and, as one more column, ones form a second, narrow operand of the
 next to the output, and the ones bring the softmax's denominator out of the tensor cores too. In half precision each column
 rides as the part that bfloat16 (float16) keeps and what that leaves over, so columns keep about 16 (22) bits; and because
 the denominator sums the very probabilities that weigh the columns, a constant column comes back constant. For heads of up to 64
-without probes a small kernel lays this operand out first (LAID): made anew for each block of queries, in registers, it takes
-longer than all the rest. For wider heads and the joint form it is made there all the same: laid out, an H200 under Triton 3.6
+without probes a small kernel lays this operand out first (LAID, ``columns.py``): made anew for each block of queries, in registers,
+it takes longer than all the rest. For wider heads and the joint form it is made there all the same: laid out, an H200 under Triton 3.6
 gave wrong results of short sequences, and why has not been found.
 
 In the joint form the sequence holds main tokens and, in one gap among them, groups of probe tokens. Main tokens attend to
@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lotts.kernels import launch as table
+from lotts.kernels.propagate_attention.columns import column_blocks, is_laid, lay_columns, lay_columns_kernel
 from lotts.kernels.tiles import LOG2_E, batch_stride, head_dims, load_tile, query_block, raise_maximum, scores
 
 
@@ -227,58 +228,6 @@ def group_sum(
     return tl.where(b_max == float("-inf"), 0.0, b_max), b_sum
 
 
-@triton.jit
-def lay_columns_kernel(
-    w, halves, unit, stride_wb, stride_wh, stride_wm, H, M, gap, gap_size,
-    C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """One tile of ``halves`` [M, BLOCK_W]: columns 0, 1, ..., C - 1 and ones, each once or, in half precision, as two halves."""
-    i_m, i_w = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    o_w = tl.arange(0, BLOCK_W)
-    o_column = o_w // (BLOCK_W // BLOCK_C)
-    w += i_w // H * stride_wb + i_w % H * stride_wh + o_column[None, :]
-    # [BLOCK_W]
-    b_unit = tl.full([BLOCK_W], 1.0, tl.float32)
-    if unit is not None:
-        # float16 has too few exponents for any float32 column: each is scaled by its largest entry, the probes' left out.
-        b_most = tl.zeros([BLOCK_M, BLOCK_W], tl.float32)
-        for start in range(0, M, BLOCK_M):
-            o_m = (start + tl.arange(0, BLOCK_M)).to(tl.int64)
-            m_m = (o_m < M) & ((o_m < gap) | (o_m >= gap + gap_size))
-            b_w = tl.load(w + o_m[:, None] * stride_wm, mask=m_m[:, None] & (o_column < C)[None, :], other=0.0)
-            b_most = tl.maximum(b_most, tl.abs(b_w))
-        b_most = tl.max(b_most, axis=0)
-        b_unit = tl.where(b_most > 0.0, b_most, 1.0)
-        if i_m == 0:
-            tl.store(unit + i_w * BLOCK_W + o_w, b_unit)
-    o_m = i_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_m = (o_m < M)[:, None]
-    # [BLOCK_M, BLOCK_W]
-    b_w = tl.load(w + o_m[:, None] * stride_wm, mask=m_m & (o_column < C)[None, :], other=0.0) / b_unit[None, :]
-    b_w = tl.where((o_column == C)[None, :], 1.0, b_w)
-    b_high = b_w.to(halves.dtype.element_ty)
-    if BLOCK_W != BLOCK_C:
-        b_low = (b_w - b_high.to(tl.float32)).to(halves.dtype.element_ty)
-        b_high = tl.where((o_w % 2 == 0)[None, :], b_high, b_low)
-    tl.store(halves + (i_w * M + o_m)[:, None] * BLOCK_W + o_w[None, :], b_high, mask=m_m)
-
-
-def lay_columns(
-    columns: Tensor, dtype: torch.dtype, gap: int, gap_size: int, blocks: dict[str, int]
-) -> tuple[Tensor, Tensor | None]:
-    """The operand beside V, [1 or B, 1 or H, M, BLOCK_W], and what multiplies its products again, or None for one."""
-    batch, heads, keys, count = columns.shape
-    width = blocks["BLOCK_W"]
-    config = table.config("lay_columns", table.architecture(columns.device), 8 * dtype.itemsize)
-    halves = torch.empty(batch, heads, keys, width, dtype=dtype, device=columns.device)
-    unit = torch.empty(batch, heads, width, device=columns.device) if dtype == torch.float16 else None
-    lay_columns_kernel[(table.cdiv(keys, config["BLOCK_M"]), batch * heads)](
-        columns, halves, unit, *columns.stride()[:3], heads, keys, gap, gap_size,
-        C=count, **blocks, **config,
-    )  # fmt: skip
-    return halves, unit
-
-
 def launch(
     query: Tensor,
     key: Tensor,
@@ -302,18 +251,18 @@ def launch(
     batch, heads, rows, dim = query.shape
     keys, value_dim = value.shape[2:]
     count, groups, probes = columns.shape[-1], len(probe_sizes), sum(probe_sizes)
-    column_blocks = _column_blocks(count, groups, query.element_size())
+    beside_v = column_blocks(count, groups, query.element_size())
     if config is None:
-        row = _table_row(groups, column_blocks)
+        row = _table_row(groups, beside_v)
         arch = table.architecture(query.device)
         config = table.config(row, arch, query.element_size() * 8, max(dim, value_dim), keys)
     main_blocks = table.cdiv(rows - probes, config["BLOCK_N"])
     blocks_per_group = table.cdiv(max(probe_sizes, default=0), config["BLOCK_N"])
     bounds = _bounds(probe_start, tuple(probe_sizes), query.device) if groups else key
-    laid = _is_laid(max(dim, value_dim), groups)
+    laid = is_laid(max(dim, value_dim), groups)
     beside, unit, strides = columns, None, (batch_stride(columns), 0 if columns.shape[1] == 1 else columns.stride(1))
     if laid:
-        beside, unit = lay_columns(columns, query.dtype, probe_start, probes, column_blocks)
+        beside, unit = lay_columns(columns, query.dtype, probe_start, probes, beside_v)
         strides = 0 if len(beside) == 1 else beside.shape[1], int(beside.shape[1] != 1)
     propagate_attention_kernel[(main_blocks + groups * blocks_per_group, batch * heads)](
         query, key, value, beside, unit, out, maps, key if key_mask is None else key_mask, bounds,
@@ -323,7 +272,7 @@ def launch(
         heads, rows, keys, first_row, len(maps), probe_start, probes, *context, main_blocks, max(1, blocks_per_group), scale * LOG2_E,
         C=count, GROUPS=groups, HAS_MASK=key_mask is not None, ACCUMULATE=accumulate, LAID=laid,
         **head_dims(dim, value_dim, query.element_size()),
-        **column_blocks,
+        **beside_v,
         **({"PRECISION": table.dot_precision(query.device)} | config),
     )  # fmt: skip
 
@@ -337,22 +286,9 @@ def _bounds(start: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(ends, dtype=torch.int32, device=device)
 
 
-def _column_blocks(columns: int, groups: int, element_size: int) -> dict[str, int]:
-    """Widths of the tile of columns and of the tile of maps: both hold the columns, the ones and the groups' masses."""
-    width = table.next_power_of_2(columns + max(1, groups))
-    split = 1 if element_size == 4 else 2
-    # 16 columns are the least that a tensor core takes.
-    width = max(width, 16 // split)
-    return {"BLOCK_W": width * split, "BLOCK_C": width}
-
-
-def _is_laid(dim: int, groups: int) -> bool:
-    return dim <= 64 and not groups
-
-
-def _table_row(groups: int, column_blocks: dict[str, int]) -> str:
+def _table_row(groups: int, beside_v: dict[str, int]) -> str:
     """Probes and many columns take registers, so they have launch configurations of their own."""
-    return "propagate_attention_wide" if groups or column_blocks["BLOCK_W"] > 16 else "propagate_attention"
+    return "propagate_attention_wide" if groups or beside_v["BLOCK_W"] > 16 else "propagate_attention"
 
 
 def variants() -> list[table.Variant]:
@@ -364,8 +300,8 @@ def variants() -> list[table.Variant]:
     found = []
     for dtype, dim, columns, groups in [*half, ("bf16", 64, 16, 0), *joint, *single]:
         size = 4 if dtype == "fp32" else 2
-        blocks = _column_blocks(columns, groups, size)
-        laid = _is_laid(dim, groups)
+        blocks = column_blocks(columns, groups, size)
+        laid = is_laid(dim, groups)
         scaled = {"unit": "fp32"} if dtype == "fp16" and laid else {}
         fixed = {} if scaled else {"unit": None}
         name = f"{dtype} D={dim} C={columns}{' joint' if groups else ''}"
