@@ -73,6 +73,22 @@ def test_a_run_without_it_is_as_if_there_had_been_none_with_it(tiny_pipe):
     assert all(np.array_equal(a.image, b.image) for a, b in zip(before.samples, after.samples, strict=True))
 
 
+def test_repair_takes_it_too(tiny_pipe):
+    picture = np.linspace(0, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
+    half = np.zeros((32, 32), dtype=bool)
+    half[:, :16] = True
+    images = [
+        lotts.repair(
+            tiny_pipe, picture, PROMPT, half, verifier=brightness, num_refinements=1, num_inference_steps=STEPS,
+            generator=seeded(), output_type="np", eta=eta,
+        ).samples[1].image
+        for eta in (0.0, 1.0, 1.0)
+    ]  # fmt: skip
+    assert np.array_equal(images[1], images[2])
+    assert np.array_equal(images[0][:, 20:], images[1][:, 20:])
+    assert not np.array_equal(images[0][:, :16], images[1][:, :16])
+
+
 @pytest.mark.parametrize(
     ("scheduler", "config", "eta", "words"),
     [
