@@ -4,9 +4,9 @@
     python -m bench resources --arch sm_90 --op propagate_attention
     python -m bench resources --in-turn           a quarter of it: each variant for one chip, every op for every chip
 
-A row fails when the kernel spills registers, needs more shared memory than the chip gives a block, or, where its products
-belong on tensor cores, has none of the chip's instructions for them. Exit status 1 if any row fails. Triton keeps what it
-compiled in its cache, so that a second run takes seconds.
+A row fails when the kernel spills registers, needs more shared memory than the chip gives a block, was miscompiled as far as
+its matrix descriptors tell, or, where its products belong on tensor cores, has none of the chip's instructions for them. Exit
+status 1 if any row fails. Triton keeps what it compiled in its cache, so that a second run takes seconds.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import lotts.kernels
+from bench import descriptors
 from bench.record import told
 from lotts.kernels.dispatch import INTERPRETED
 
@@ -59,7 +60,8 @@ class Needs:
     """What one kernel needs on one chip. Registers are a thread's, ``stack`` and ``spills`` too: bytes and instructions.
 
     ``spills`` are loads and stores of local memory (LDL and STL; on gfx942 the spilled registers), ``shared`` is in bytes
-    a block, and ``dots`` says whether tensor cores should do the products. ``error`` is set where it does not compile.
+    a block, and ``dots`` says whether tensor cores should do the products. ``descriptors``: those of sm_90's products that
+    cannot be right (``bench.descriptors``). ``error`` is set where it does not compile.
     """
 
     kernel: str
@@ -72,6 +74,7 @@ class Needs:
     shared: int = 0
     tensor_memory: int = 0
     tensor_cores: int = 0
+    descriptors: int = 0
     error: str | None = None
 
     def faults(self) -> list[str]:
@@ -87,6 +90,8 @@ class Needs:
             found.append(f"tensor memory: {self.tensor_memory} columns, {self.arch} has {TENSOR_MEMORY}")
         if self.dots and not self.tensor_cores:
             found.append(f"no tensor-core instruction like {chip.tensor_cores}")
+        if self.descriptors:
+            found.append(f"miscompiled: {self.descriptors} matrix descriptors that cannot be right")
         return found
 
 
@@ -123,7 +128,10 @@ def needs(op: str, variant: Any, arch: str) -> Needs:
     if arch.startswith("gfx"):
         numbers = parse_amd(compiled.asm["amdgcn"], arch)
     else:
-        numbers = parse_nvidia(_disassembled(compiled.asm["cubin"]), arch)
+        listing = _disassembled(compiled.asm["cubin"])
+        numbers = parse_nvidia(listing, arch) | {
+            "descriptors": len(descriptors.faults(listing, compiled.metadata.shared))
+        }
     numbers |= {"shared": compiled.metadata.shared, "tensor_memory": getattr(compiled.metadata, "tmem_size", None) or 0}
     return Needs(variant.name, op, arch, variant.dots, error=None, **numbers)
 

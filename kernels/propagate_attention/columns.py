@@ -1,4 +1,4 @@
-"""What rides beside V in propagate_attention: how wide it is, when it is laid out beforehand, and the kernel that does it."""
+"""What rides beside V in propagate_attention: how wide it is, and the kernel that lays it out."""
 
 import torch
 import triton
@@ -15,11 +15,6 @@ def column_blocks(columns: int, groups: int, element_size: int) -> dict[str, int
     # 16 columns are the least that a tensor core takes.
     width = max(width, 16 // split)
     return {"BLOCK_W": width * split, "BLOCK_C": width}
-
-
-def is_laid(dim: int, groups: int) -> bool:
-    """Whether the operand is laid out beforehand: where a GPU has shown that right."""
-    return dim <= 64 and not groups
 
 
 @triton.jit

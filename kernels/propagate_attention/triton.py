@@ -3,14 +3,12 @@
 The columns W and, as one more column, ones form a second, narrow operand of the same probabilities: softmax(QK^T) W comes out
 next to the output, and the ones bring the softmax's denominator out of the tensor cores too. In half precision each column
 rides as the part that bfloat16 (float16) keeps and what that leaves over, so columns keep about 16 (22) bits; and because
-the denominator sums the very probabilities that weigh the columns, a constant column comes back constant. For heads of up to 64
-without probes a small kernel lays this operand out first (LAID, ``columns.py``): made anew for each block of queries, in registers,
-it takes longer than all the rest. For wider heads and the joint form it is made there all the same: laid out, an H200 under Triton 3.6
-gave wrong results of short sequences, and why has not been found.
+the denominator sums the very probabilities that weigh the columns, a constant column comes back constant. A small kernel lays
+this operand out first: made anew for each block of queries, in registers, it took three times as long as all the rest.
 
 In the joint form the sequence holds main tokens and, in one gap among them, groups of probe tokens. Main tokens attend to
 main tokens as if there were no gap; a group attends to itself and to the context (the image). Keys are counted without the
-gap, so in tiles of one size the main tokens' results are the same with probes and without, bit for bit (float16's maps: but for rounding).
+gap, so in tiles of one size the main tokens' results are the same with probes and without, bit for bit.
 """
 
 import functools
@@ -21,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lotts.kernels import launch as table
-from lotts.kernels.propagate_attention.columns import column_blocks, is_laid, lay_columns, lay_columns_kernel
+from lotts.kernels.propagate_attention.columns import column_blocks, lay_columns, lay_columns_kernel
 from lotts.kernels.tiles import LOG2_E, batch_stride, head_dims, load_tile, query_block, raise_maximum, scores
 
 
@@ -29,9 +27,9 @@ from lotts.kernels.tiles import LOG2_E, batch_stride, head_dims, load_tile, quer
 def propagate_attention_kernel(
     q, k, v, w, unit, o, maps, key_mask, bounds,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_km, stride_vb, stride_vh, stride_vm,
-    stride_wb, stride_wh, stride_wm, stride_ob, stride_oh, stride_on, stride_pb, stride_ph, stride_pn, stride_kmb,
+    stride_wb, stride_wh, stride_ob, stride_oh, stride_on, stride_pb, stride_ph, stride_pn, stride_kmb,
     H, N, M, first_row, mapped_rows, gap, gap_size, context_start, context_stop, main_blocks, blocks_per_group, score_scale,
-    C: tl.constexpr, GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, ACCUMULATE: tl.constexpr, LAID: tl.constexpr,
+    C: tl.constexpr, GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, ACCUMULATE: tl.constexpr,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     CHUNK_D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -78,7 +76,7 @@ def propagate_attention_kernel(
     v += i_b * stride_vb + i_h * stride_vh
     o_w = tl.arange(0, BLOCK_W)
     i_w = i_r * stride_wb + i_h * stride_wh
-    w += i_w * M * BLOCK_W if LAID else i_w
+    w += i_w * M * BLOCK_W
     key_mask += i_b * stride_kmb
 
     # [BLOCK_N]
@@ -91,14 +89,14 @@ def propagate_attention_kernel(
     for start in range(0, whole, BLOCK_M):
         b_max, b_seen, b_o, b_w = attend(
             b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, start, o_m, keys, head, split, tail, seen_start, seen_stop,
-            stride_km, stride_vm, stride_wm, score_scale, o_dv, o_w,
-            C, GROUPS, LAID, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, False,
+            stride_km, stride_vm, score_scale, o_dv, o_w,
+            GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, False,
         )  # fmt: skip
     if whole < keys:
         b_max, b_seen, b_o, b_w = attend(
             b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, whole, o_m, keys, head, split, tail, seen_start, seen_stop,
-            stride_km, stride_vm, stride_wm, score_scale, o_dv, o_w,
-            C, GROUPS, LAID, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, True,
+            stride_km, stride_vm, score_scale, o_dv, o_w,
+            GROUPS, HAS_MASK, D, DV, BLOCK_D, BLOCK_DV, CHUNK_D, PRECISION, BLOCK_W, True,
         )  # fmt: skip
 
     if unit is not None:
@@ -135,8 +133,8 @@ def propagate_attention_kernel(
 @triton.jit
 def attend(
     b_q, m_n, b_max, b_seen, b_o, b_w, k, v, w, key_mask, start, o_m, keys, head, split, tail, seen_start, seen_stop,
-    stride_km, stride_vm, stride_wm, score_scale, o_dv, o_w,
-    C: tl.constexpr, GROUPS: tl.constexpr, LAID: tl.constexpr, HAS_MASK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    stride_km, stride_vm, score_scale, o_dv, o_w,
+    GROUPS: tl.constexpr, HAS_MASK: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, CHUNK_D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_W: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
@@ -144,14 +142,13 @@ def attend(
     # [BLOCK_M]
     o_key = start + o_m
     m_m = o_key < keys
-    if LAID:
-        # Where the tile's first key lies, which is a number, and the others from there: in a loop only the number changes.
-        first, o_at = tl.cast(start, tl.int64), o_m.to(tl.int64)
-    else:
-        o_at = o_key
-        if GROUPS > 0:
-            o_at = tl.where(o_key < split, head + o_key, tail + o_key - split)
-        first, o_at = 0, o_at.to(tl.int64)
+    # Where the tile's first key lies, which is a number, and the others from there: in a loop only the number changes.
+    first, o_at = start, o_m.to(tl.int64)
+    if GROUPS > 0:
+        # A tile that begins in the first run may pass into the second.
+        first = tl.where(start < split, head + start, tail + start - split)
+        o_at += tl.where((start < split) & (o_key >= split), tail - split - head, 0)
+    first = tl.cast(first, tl.int64)
     # [BLOCK_N, BLOCK_M]
     b_s = scores(
         b_q, m_n, k + first * stride_km + o_at[:, None] * stride_km, m_m, score_scale,
@@ -167,37 +164,15 @@ def attend(
     b_max, b_shift, b_fade = raise_maximum(b_max, b_s, HAS_MASK)
     b_p = tl.math.exp2(b_s - b_shift[:, None])
     if GROUPS > 0:
-        m_context = (o_key >= seen_start) & (o_key < seen_stop)
-        b_seen = b_seen * b_fade + tl.sum(tl.where(m_context[None, :], b_p, 0.0), axis=1)
+        # A product, which becomes one fused multiplication and addition.
+        b_context = tl.where((o_key >= seen_start) & (o_key < seen_stop), 1.0, 0.0)
+        b_seen = b_seen * b_fade + tl.sum(b_p * b_context[None, :], axis=1)
     b_p = b_p.to(b_v.dtype)
+    # [BLOCK_M, BLOCK_W]. Loaded before V's product: afterwards the last tile's would take V's place in shared memory, and there
+    # ptxas 12.8 gives them wrong descriptors (docs/kernels.md).
+    b_column = load_tile(w + first * BLOCK_W + o_at[:, None] * BLOCK_W, m_m, o_w, BLOCK_W, BLOCK_W, RAGGED)
     b_o = tl.dot(b_p, b_v, b_o * b_fade[:, None], input_precision=PRECISION)
-    # [BLOCK_M, BLOCK_W]
-    if LAID:
-        b_column = load_tile(w + first * BLOCK_W + o_at[:, None] * BLOCK_W, m_m, o_w, BLOCK_W, BLOCK_W, RAGGED)
-        b_w = tl.dot(b_p, b_column, b_w * b_fade[:, None], input_precision=PRECISION)
-    else:
-        # Columns 0, 1, ..., C - 1 and ones, each once or, in half precision, as two halves.
-        SPLIT: tl.constexpr = 1 if b_v.dtype == tl.float32 else 2
-        o_column = o_w // SPLIT
-        m_w = m_m[:, None] & (o_column < C)[None, :]
-        b_column = tl.load(w + o_at[:, None] * stride_wm + o_column[None, :], mask=m_w, other=0.0)
-        b_column = tl.where((o_column == C)[None, :], 1.0, b_column)
-        if SPLIT == 1:
-            b_w = tl.dot(b_p, b_column, b_w * b_fade[:, None], input_precision=PRECISION)
-        else:
-            b_unit = tl.full([BLOCK_W], 1.0, tl.float32)
-            if b_v.dtype == tl.float16:
-                # As lay_columns_kernel scales, but by the largest entry of each tile.
-                b_unit = tl.max(tl.abs(b_column), axis=0)
-                b_unit = tl.where(b_unit > 0.0, b_unit, 1.0)
-                b_column /= b_unit[None, :]
-            b_high = b_column.to(b_v.dtype)
-            b_low = (b_column - b_high.to(tl.float32)).to(b_v.dtype)
-            b_half = tl.where((o_w % 2 == 0)[None, :], b_high, b_low)
-            if b_v.dtype == tl.float16:
-                b_w = b_w * b_fade[:, None] + tl.dot(b_p, b_half) * b_unit[None, :]
-            else:
-                b_w = tl.dot(b_p, b_half, b_w * b_fade[:, None])
+    b_w = tl.dot(b_p, b_column, b_w * b_fade[:, None], input_precision=PRECISION)
     return b_max, b_seen, b_o, b_w
 
 
@@ -259,18 +234,14 @@ def launch(
     main_blocks = table.cdiv(rows - probes, config["BLOCK_N"])
     blocks_per_group = table.cdiv(max(probe_sizes, default=0), config["BLOCK_N"])
     bounds = _bounds(probe_start, tuple(probe_sizes), query.device) if groups else key
-    laid = is_laid(max(dim, value_dim), groups)
-    beside, unit, strides = columns, None, (batch_stride(columns), 0 if columns.shape[1] == 1 else columns.stride(1))
-    if laid:
-        beside, unit = lay_columns(columns, query.dtype, probe_start, probes, beside_v)
-        strides = 0 if len(beside) == 1 else beside.shape[1], int(beside.shape[1] != 1)
+    halves, unit = lay_columns(columns, query.dtype, probe_start, probes, beside_v)
     propagate_attention_kernel[(main_blocks + groups * blocks_per_group, batch * heads)](
-        query, key, value, beside, unit, out, maps, key if key_mask is None else key_mask, bounds,
+        query, key, value, halves, unit, out, maps, key if key_mask is None else key_mask, bounds,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        *strides, columns.stride(2),
+        0 if len(halves) == 1 else halves.shape[1], int(halves.shape[1] != 1),
         *out.stride()[:3], *maps.stride()[:3], 0 if key_mask is None else batch_stride(key_mask),
         heads, rows, keys, first_row, len(maps), probe_start, probes, *context, main_blocks, max(1, blocks_per_group), scale * LOG2_E,
-        C=count, GROUPS=groups, HAS_MASK=key_mask is not None, ACCUMULATE=accumulate, LAID=laid,
+        C=count, GROUPS=groups, HAS_MASK=key_mask is not None, ACCUMULATE=accumulate,
         **head_dims(dim, value_dim, query.element_size()),
         **beside_v,
         **({"PRECISION": table.dot_precision(query.device)} | config),
@@ -301,8 +272,7 @@ def variants() -> list[table.Variant]:
     for dtype, dim, columns, groups in [*half, ("bf16", 64, 16, 0), *joint, *single]:
         size = 4 if dtype == "fp32" else 2
         blocks = column_blocks(columns, groups, size)
-        laid = is_laid(dim, groups)
-        scaled = {"unit": "fp32"} if dtype == "fp16" and laid else {}
+        scaled = {"unit": "fp32"} if dtype == "fp16" else {}
         fixed = {} if scaled else {"unit": None}
         name = f"{dtype} D={dim} C={columns}{' joint' if groups else ''}"
         found.append(
@@ -310,10 +280,8 @@ def variants() -> list[table.Variant]:
                 f"propagate_attention {name}",
                 _table_row(groups, blocks),
                 propagate_attention_kernel,
-                dict.fromkeys("qkvo", dtype)
-                | {"w": dtype if laid else "fp32", "maps": "fp32", "key_mask": "i1", "bounds": "i32"}
-                | scaled,
-                {"C": columns, "GROUPS": groups, "HAS_MASK": False, "ACCUMULATE": True, "LAID": laid}
+                dict.fromkeys("qkvwo", dtype) | {"maps": "fp32", "key_mask": "i1", "bounds": "i32"} | scaled,
+                {"C": columns, "GROUPS": groups, "HAS_MASK": False, "ACCUMULATE": True}
                 | fixed
                 | head_dims(dim, dim, size)
                 | blocks,
@@ -324,7 +292,7 @@ def variants() -> list[table.Variant]:
                 dots=size == 2,
             )
         )
-        if dim == 64 and laid:
+        if dim == 64:
             found.append(
                 table.Variant(
                     f"lay_columns {name}",

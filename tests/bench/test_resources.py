@@ -68,6 +68,7 @@ def test_spills_are_read_from_amd_assembly():
         ({"shared": 232449}, "shared memory"),
         ({"tensor_memory": 513}, "tensor memory"),
         ({"tensor_cores": 0}, "no tensor-core instruction"),
+        ({"descriptors": 3}, "miscompiled"),
         ({"error": "no such precision"}, "does not compile"),
     ],
 )
