@@ -20,6 +20,8 @@ WORD = (1 << 32) - 1
 SHARED_START = 0x400
 #: The upper words there are: rows of 128, 64 and 32 bytes, swizzled as wide, each eight of them one after the other.
 UPPER = (0x40000040, 0x80000020, 0xC0000010)
+#: Of an operand of eight rows alone, which has no next eight: their distance is 0.
+SINGLE = (0x40000000, 0x80000000, 0xC0000000)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Descriptor:
 
     def fault(self, shared: int) -> str | None:
         """Why it cannot be right in a block of ``shared`` bytes; None where it can."""
-        if self.upper is not None and self.upper not in UPPER:
+        single = self.instruction.startswith("HGMMA.64x8x")
+        if self.upper is not None and self.upper not in UPPER and not (single and self.upper in SINGLE):
             return f"{self.instruction}: upper word {self.upper:#x}"
         if self.lower is not None:
             start = (self.lower & 0x3FFF) << 4
