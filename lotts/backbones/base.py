@@ -289,21 +289,9 @@ class Backbone(PromptTokens, ABC):
         extra: dict[str, Any] = {"generator": generators} if generators and self.stochastic else {}
         if self.eta and not schedulers.always_ancestral(self.scheduler):
             if not schedulers.takes_eta(self.scheduler):
-                return self._noisy_step(prediction, step, latents, generators)
+                return schedulers.noisy_step(self.linear_update(step), prediction, latents, generators)
             extra["eta"] = self.eta
         return self.scheduler.step(prediction, self.scheduler.timesteps[step], latents, return_dict=False, **extra)[0]
-
-    def _noisy_step(
-        self, prediction: torch.Tensor, step: int, latents: torch.Tensor, generators: list[torch.Generator] | None
-    ) -> torch.Tensor:
-        """The stochastic form of a sampler whose scheduler has none."""
-        from diffusers.utils.torch_utils import randn_tensor
-
-        update = self.linear_update(step)
-        assert update is not None
-        noise = randn_tensor(latents.shape, generators, latents.device, torch.float32)
-        moved = update.latents * latents.float() + update.prediction * prediction.float() + update.noise * noise
-        return moved.to(latents.dtype)
 
     @property
     def stochastic(self) -> bool:

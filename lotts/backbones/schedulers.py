@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+import torch
+
 #: Schedulers that can begin in the middle of their schedule, by the kind of noising that the network was trained on.
 #: DPM++ 2M keeps the prediction before; a restart forgets it, so that the first step is of first order.
 VARIANCE_PRESERVING = (
@@ -60,6 +62,21 @@ def linear_update(scheduler: Any, step: int, eta: float = 0.0) -> LinearUpdate |
     if name == "FlowMatchEulerDiscreteScheduler":
         return _flow_sde(scheduler, step, eta) if eta else _flow_match(scheduler, step)
     return None
+
+
+def noisy_step(
+    update: LinearUpdate | None,
+    prediction: torch.Tensor,
+    latents: torch.Tensor,
+    generators: list[torch.Generator] | None,
+) -> torch.Tensor:
+    """``update`` made in float32, its noise from each sample's own generator: for schedulers without a stochastic form."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    assert update is not None  # ``check_eta`` refused the samplers that have none
+    noise = randn_tensor(latents.shape, generators, latents.device, torch.float32)
+    moved = update.latents * latents.float() + update.prediction * prediction.float() + update.noise * noise
+    return moved.to(latents.dtype)
 
 
 def clean_estimate(scheduler: Any, step: int) -> tuple[float, float] | None:
