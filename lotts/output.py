@@ -29,7 +29,7 @@ class Sample:
         refinement: which refinement of its parent this is, from 0; None for candidates.
         mask: bool [h, w] on the latent grid: what was resampled; of a candidate, what is to be, before ``dilate`` (None in a search).
         heatmaps: fp32 [h, w] each: CA_orig, CA_diff, CA'_orig, CA'_diff and P (other sources: P). Empty for refinements.
-        nfe, seconds: what the whole run had spent when this picture was judged.
+        nfe, seconds: what the whole run had spent when this picture was judged. In a search each of a batch counts its own rows.
     """
 
     image: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Sequence
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from lotts.compare.table import ALL, COST, SEARCHED, Row, metrics_of
 from lotts.files import write_whole
 from lotts.report.axes import ACCENT, COLOURS, GREY, INK, pyplot
 
+#: Where p of the difference to the reference is below it, a curve is drawn thick.
+LEVEL = 0.05
 UNITS = {"samples": "samples", "nfe": "network rows (NFE)", "seconds": "seconds"}
 
 
@@ -47,7 +49,7 @@ def _title(study: Study, metric: str) -> str:
 
 
 def _scaling(plt: Any, study: Study, rows: Sequence[Row], curves: Sequence[CurvePoint]) -> Any:
-    """What runs of the largest budget led with on their way, and where runs of each budget ended."""
+    """What runs of the largest budget led with on their way, thick where that differs from the reference; where runs ended."""
     metrics, ended = _metrics(study), {(row.budget, row.variant, row.metric): row for row in rows if row.group == ALL}
     units, amounts = zip(*(budget.split("=") for budget in study.budgets), strict=True)
     last = study.budgets[-1] if len(set(units)) > 1 else study.budgets[int(np.argmax([float(n) for n in amounts]))]
@@ -67,6 +69,8 @@ def _scaling(plt: Any, study: Study, rows: Sequence[Row], curves: Sequence[Curve
                 ]
                 x, y = [p.x for p in shown], [p.mean for p in shown]
                 axis.plot(x, y, color=colour, lw=1.4, drawstyle="steps-post", label=variant.name)
+                sure = [p.mean if p.p < LEVEL else nan for p in shown]
+                axis.plot(x, sure, color=colour, lw=3.4, drawstyle="steps-post", solid_capstyle="butt")
                 low, high = ([p.mean + sign * p.error for p in shown] for sign in (-1, 1))
                 axis.fill_between(x, low, high, step="post", color=colour, alpha=0.12, lw=0)
                 for budget in study.budgets if unit != "seconds" else ():

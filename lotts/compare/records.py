@@ -166,7 +166,7 @@ def discard(out: Path, item: Item) -> None:
 def leaders(samples: list[Sample], keeps_best: bool) -> list[dict[str, int]]:
     """What a search would have returned, had it ended earlier: ``sample`` after ``samples`` of them at ``nfe`` rows.
 
-    Samples that were judged together count together.
+    Samples that came to their end at the same row, as the particles of a swarm, count together.
     """
     points, best = [], 0
     for index, sample in enumerate(samples):

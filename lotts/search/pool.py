@@ -100,7 +100,7 @@ class Pool:
             batch = batch[: self.affords(request.steps)]
             if not batch:
                 break
-            first = sum(drawn.kind == "candidate" for drawn in self.drawn)
+            first, began = sum(drawn.kind == "candidate" for drawn in self.drawn), request.cost.nfe
             seeds = [self.seed(first + k) for k in range(len(batch))]
             start = None if latents is None else torch.stack([latents[i] for i in batch])
             with request.watch(seeds) if self.localise else _Unwatched() as watch:
@@ -117,7 +117,7 @@ class Pool:
                     )
                 maps = self._maps_of(watch, done) if self.localise else None
             request.charge(len(batch), request.steps, watch)
-            out += self._keep("candidate", done, [None] * len(done), [None] * len(done), maps)
+            out += self._keep("candidate", began, done, [None] * len(done), [None] * len(done), maps)
         return out
 
     def refine(
@@ -146,7 +146,7 @@ class Pool:
             batch = batch[: self.affords(steps, localise)]
             if not batch:
                 break
-            chosen = [parents[i] for i in batch]
+            chosen, began = [parents[i] for i in batch], request.cost.nfe
             numbers = [self._number(parent) for parent in chosen]
             befores = [self.drawn[parent].trajectory for parent in chosen]
             seeds = [self._refined_seed(parent, number) for parent, number in zip(chosen, numbers, strict=True)]
@@ -176,7 +176,7 @@ class Pool:
             ]
             request.charge(len(batch), steps, watch)
             grown = grow(masks[batch], config.dilate)
-            out += self._keep("refinement", done, chosen, numbers, maps, list(grown))
+            out += self._keep("refinement", began, done, chosen, numbers, maps, list(grown))
         return out
 
     def mask(self, index: int, ratio: float, threshold: float | None = None) -> torch.Tensor:
@@ -233,10 +233,14 @@ class Pool:
         images = self.request.pictures(latents)
         return images, self.request.judge(images)
 
-    def _keep(self, kind, trajectories, parents, numbers, maps, masks=None) -> list[int]:
+    def _keep(self, kind, began, trajectories, parents, numbers, maps, masks=None) -> list[int]:
+        """Judge and add a batch; its samples share alike what it has cost beyond the ``began`` rows it began at."""
         indices = self.add(kind, trajectories, *self.judge([t.result for t in trajectories]))
+        rows = self.request.cost.nfe - began
         for i, index in enumerate(indices):
             drawn = self.drawn[index]
+            # As if drawn one by one: scaling curves do not depend on the batch size.
+            drawn.nfe = began + rows * (i + 1) // len(indices)
             drawn.parent, drawn.refinement = parents[i], numbers[i]
             drawn.mask = None if masks is None else masks[i]
             drawn.maps = None if maps is None else {name: values[i] for name, values in maps.items()}

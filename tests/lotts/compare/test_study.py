@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lotts.compare.statistics import mean_and_error, sign_flip_test
+from lotts.compare.statistics import mean_and_error, sign_flip_test, sign_flip_tests
 from lotts.compare.study import Study, Variant, literal, split
 from lotts.compare.variants import FULL, ablations, default_of, default_sweep, sweeps
 from lotts.prompts import Prompt
@@ -45,6 +45,13 @@ def test_many_sign_flips_are_drawn_and_agree_with_students_t():
         assert p == sign_flip_test(differences)
         assert p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, abs=0.02)
     assert sign_flip_test(np.ones(40)) == pytest.approx(1 / 10_001)
+
+
+@pytest.mark.parametrize("prompts", [5, 40])
+def test_many_sets_of_differences_are_each_tested_alone(prompts):
+    sets = np.random.default_rng(1).normal(0.2, 1.0, (prompts, 7)).round(2)
+    assert list(sign_flip_tests(sets)) == [sign_flip_test(one) for one in sets.T]
+    assert np.isnan(sign_flip_tests(np.zeros((0, 2)))).all()
 
 
 def test_means_and_errors():

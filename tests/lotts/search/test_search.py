@@ -105,7 +105,8 @@ def test_lotts_tells_how_many_candidates_it_drew(tiny_pipe):
 def test_results_do_not_depend_on_the_batch(tiny_pipe, method):
     alone, together = (found(tiny_pipe, method, batch_size=size) for size in (1, 3))
     np.testing.assert_allclose(scores(alone), scores(together), rtol=1e-4)
-    assert [s.parent for s in alone.samples] == [s.parent for s in together.samples]
+    assert [(s.parent, s.nfe) for s in alone.samples] == [(s.parent, s.nfe) for s in together.samples]
+    assert alone.samples[-1].nfe == alone.cost.nfe
 
 
 def test_best_of_n_is_the_best_and_resampling_the_last(tiny_pipe):
