@@ -153,7 +153,7 @@ def _stream(model: Any, recorder: AttentionRecorder, kwargs: dict[str, Any]) -> 
     if maps is not None:
         parts.append(_placed(match_rows(maps, stop - start), stream.image_span, stream, device))
     if maps is not None or weight is None:
-        parts.append(_placed(torch.ones(stop - start, image, 1), stream.image_span, stream, device))
+        parts.append(_placed(torch.ones(stop - start, image, 1, device=device), stream.image_span, stream, device))
     return JointStream(
         recorder.order,
         stream.text,

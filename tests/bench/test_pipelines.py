@@ -61,6 +61,23 @@ def test_captured_steps_are_the_stock_ones(model):
     assert entry["weights_mib"] > 0
 
 
+@pytest.mark.parametrize("model", [TINY_UNET, TINY_FLUX], ids=["unet", "flux"])
+def test_every_timed_step_is_captured(model):
+    steps = pipelines.Steps(model, model.side, "cpu")
+    with torch.no_grad():
+        for kind in ("cross", "self"):
+            with steps.ready(kind):
+                for _ in range(3):
+                    steps.calls()[kind]()
+                layers = steps.recorder._layers.values()
+                forwards = {
+                    int(found.forwards)
+                    for layer in layers
+                    if (found := layer.sums.get(kind)) and found.total is not None
+                }
+            assert forwards == {4}, kind  # the one that makes it ready, and three more
+
+
 def test_what_does_not_fit_is_listed_with_what_it_takes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pipelines, "free_bytes", lambda device: 30 << 20)
     monkeypatch.setitem(pipelines.MODELS, "sd2.1", TINY_UNET)
