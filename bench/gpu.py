@@ -24,8 +24,8 @@ import torch
 
 from bench import resources, shapes, targets
 from bench.cases import AttentionCase, Call, Case
-from bench.record import environment, told, write_json
-from bench.timing import GpuTimer, percentiles
+from bench.record import earlier, environment, told, write_json
+from bench.timing import GpuTimer, percentiles, usable
 from lotts.kernels.launch import architecture
 
 OUT = Path("bench/results/gpu.json")
@@ -74,7 +74,8 @@ def survived(
     except Exception as error:
         told_of = f"{type(error).__name__}: {told(error)}"
         print(f"  {case.name}  FAILED: {told_of}", flush=True)
-        torch.cuda.empty_cache()
+        if usable(DEVICE):
+            torch.cuda.empty_cache()
         return before | {"correct": False, "error": told_of}
 
 
@@ -137,19 +138,11 @@ def measure(case: Case, timer: GpuTimer, rounds: int, compiled: bool, copy: floa
 
 def kept(out: Path, now: dict[str, Any], ops: list[str]) -> list[dict[str, Any]]:
     """Cases of other ops from an earlier run on the same commit, GPU and versions."""
-    if not out.exists():
-        return []
-    before = json.loads(out.read_text(encoding="utf-8"))
-    # Without git, or with changes that are not committed, nobody knows whether the trees are the same.
-    keys = ("commit", "dirty", "gpu", "driver", "versions")
-    same = (
-        now["commit"] is not None
-        and not now["dirty"]
-        and all(before["environment"].get(key) == now.get(key) for key in keys)
-    )
-    return [case for case in before["cases"] if same and case["op"] not in ops]
+    before = earlier(out, now) or {"cases": []}
+    return [case for case in before["cases"] if case["op"] not in ops]
 
 
+@torch.no_grad()
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -203,6 +196,11 @@ def main(argv: list[str]) -> int:
                     print(summary(entry), flush=True)
                 save(arguments.out, report, others + results)
         save(arguments.out, report, others + results)
+        if not usable(DEVICE):
+            print(
+                f"{op}: the GPU answers no more, and the run ends here; go on with --only and the ops behind this one"
+            )
+            break
     for row in targets.judged(results):
         value = "not measured" if row["value"] is None else f"{row['value']:.3g}"
         print(f"{'met   ' if row['met'] else 'MISSED'}  {row['case']}: {row['target']} {value} ({row['bound']})")

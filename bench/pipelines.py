@@ -30,7 +30,7 @@ import torch
 
 from bench.cpu import STEPS, run_mean
 from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised, release
-from bench.record import attempted, environment, write_json
+from bench.record import attempted, earlier_models, environment, with_model, write_json
 from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
 from bench.unet_step import sampled
 from lotts.capture import AttentionRecorder
@@ -143,6 +143,7 @@ def measured(model: Model, side: int, rounds: int, device: str) -> dict[str, Any
     whole = {kind: resident + sorted(of.peaks)[len(of.peaks) // 2] for kind, of in found.items()}
     return {
         "pixels": side,
+        "rounds": rounds,
         "rows": model.rows,
         "dtype": "float32" if device == "cpu" else str(model.dtype).removeprefix("torch."),
         "weights_mib": resident / 2**20,
@@ -199,12 +200,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--side", type=int, help="pixels of a picture's side (default: the model's own)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--out", type=Path, help="write the JSON there, after every model")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write the JSON there, after every model; others of the same commit, machine and versions stay in it",
+    )
     arguments = parser.parse_args(argv)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rounds = arguments.rounds or (20 if device == "cuda" else 3)
     torch.manual_seed(0)
-    report: dict[str, Any] = {"environment": environment(), "rounds": rounds, "models": {}, "judged": []}
+    facts = environment()
+    models = earlier_models(arguments.out, facts)
+    report: dict[str, Any] = {"environment": facts, "models": models, "judged": []}
     for name in arguments.only or MODELS:
         model = MODELS[name]
         needed, free = needed_bytes(model, device), free_bytes(device)
@@ -216,7 +223,7 @@ def main(argv: list[str]) -> int:
             side = arguments.side or model.side
             entry = attempted(functools.partial(measured, model, side, rounds, device))
         print(f"{name}: {entry.get('skipped') or entry['over_stock']}", file=sys.stderr, flush=True)
-        report["models"][name] = entry
+        report["models"] = with_model(report["models"], name, entry)
         report["judged"] = judged(report, device)
         release(device)
         if arguments.out:

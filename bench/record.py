@@ -51,6 +51,33 @@ def attempted(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"skipped": f"failed: {type(error).__name__}: {told(error)}"}
 
 
+def earlier(path: Path, now: dict[str, Any]) -> dict[str, Any] | None:
+    """The report that is at ``path`` from an earlier run on the same commit, machine and versions; None where there is none.
+
+    ``now`` is this run's ``environment()``.
+    """
+    if not path.exists():
+        return None
+    before = json.loads(path.read_text(encoding="utf-8"))
+    # Without git, or with changes that are not committed, nobody knows whether the trees are the same.
+    if now["commit"] is None or now["dirty"]:
+        return None
+    keys = ("commit", "dirty", "cpu", "gpu", "driver", "versions")
+    return before if all(before["environment"].get(key) == now.get(key) for key in keys) else None
+
+
+def earlier_models(path: Path | None, now: dict[str, Any]) -> dict[str, Any]:
+    """What such a report says of each model, for a run of other models to be added to."""
+    before = None if path is None else earlier(path, now)
+    return {} if before is None else before["models"]
+
+
+def with_model(models: dict[str, Any], name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """The models with one more; what was measured of it before is not replaced by a failure."""
+    measured = "skipped" not in models.get(name, {"skipped": ""})
+    return models if measured and "skipped" in entry else {**models, name: entry}
+
+
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1) + "\n")
 

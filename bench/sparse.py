@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.pipeline_models import MODELS, Model, free_bytes, moved, needed_bytes, randomised, release
-from bench.record import attempted, environment, write_json
+from bench.record import attempted, earlier_models, environment, with_model, write_json
 from bench.timing import GpuTimer, median_ratio, percentiles, rounds_of
 from bench.unet_step import sampled
 from lotts.capture.patch import attention_modules
@@ -151,6 +151,7 @@ def measured(model: Model, side: int, ratios: list[float], rounds: int, device: 
             wall[kind].append(elapsed)
     return {
         "pixels": side,
+        "rounds": rounds,
         "rows": model.rows,
         "dtype": "float32" if device == "cpu" else str(model.dtype).removeprefix("torch."),
         "seconds": {kind: percentiles(taken) for kind, taken in seconds.items()},
@@ -212,7 +213,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny networks, one round")
     parser.add_argument("--smallest", action="store_true", help="the fewest blocks, whatever fits")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--out", type=Path, help="write the JSON there, after every model")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write the JSON there, after every model; others of the same commit, machine and versions stay in it",
+    )
     arguments = parser.parse_args(argv)
     ratios = arguments.ratio or list(RATIOS)
     if not all(0 < ratio < 1 for ratio in ratios):
@@ -220,7 +225,9 @@ def main(argv: list[str]) -> int:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     rounds = arguments.rounds or (1 if arguments.quick else 20 if device == "cuda" else 3)
     torch.manual_seed(0)
-    report: dict[str, Any] = {"environment": environment(), "rounds": rounds, "models": {}, "judged": []}
+    facts = environment()
+    models = earlier_models(arguments.out, facts)
+    report: dict[str, Any] = {"environment": facts, "models": models, "judged": []}
     for name in arguments.only or SIZES:
         model, changes = configured(name, arguments.quick, arguments.smallest, device)
         if model is None:
@@ -232,7 +239,7 @@ def main(argv: list[str]) -> int:
             entry = attempted(functools.partial(measured, model, side, ratios, rounds, device))
         found = {ratio: part["measured"] for ratio, part in entry.get("ratios", {}).items()}
         print(f"{name}: {entry.get('skipped') or found}", file=sys.stderr, flush=True)
-        report["models"][name] = {"changes": changes, **entry}
+        report["models"] = with_model(report["models"], name, {"changes": changes, **entry})
         report["judged"] = [] if arguments.quick else judged(report, device)
         release(device)
         if arguments.out:

@@ -9,9 +9,20 @@ from typing import Any
 
 import torch
 
-#: Clock cycles the GPU waits before a timed call, about a millisecond: by then the CPU has queued all of the call's kernels,
-#: so that events time the device and not the launches.
-HEAD_START = 2_000_000
+#: Clock cycles the GPU waits before a timed call, about a millisecond: by then the CPU is to have queued all of the call's
+#: kernels, so that events time the device and not the launches. Where it has not, the call is timed again with twice the head
+#: start, up to the most.
+HEAD_START, MOST_HEAD_START = 2_000_000, 64_000_000
+
+
+def usable(device: str) -> bool:
+    """Whether the device still answers: after an illegal access no CUDA call of the process succeeds any more."""
+    try:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def rounds_of(names: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
@@ -55,14 +66,19 @@ class GpuTimer:
 
     def device_seconds(self, call: Callable[[], Any]) -> float:
         """Between events, after the CPU's head start. Of a call with more kernels than a driver queues, record it first."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()
-        torch.cuda._sleep(HEAD_START)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3
+        head_start = HEAD_START
+        while True:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._flush.zero_()
+            torch.cuda._sleep(head_start)
+            start.record()
+            call()
+            end.record()
+            overtaken = start.query()  # the GPU began before all was queued
+            end.synchronize()
+            head_start *= 2
+            if not overtaken or head_start > MOST_HEAD_START:
+                return start.elapsed_time(end) * 1e-3
 
     def recorded(self, call: Callable[[], Any]) -> Callable[[], Any]:
         """The call as a CUDA graph: its kernels follow each other without waiting for a CPU, in memory that stays theirs.

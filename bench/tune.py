@@ -9,14 +9,14 @@ least 2 % faster. Candidates are compiled and checked by several processes at on
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 from bench import resources, shapes
 from bench.cases import AttentionCase, Call, Case
 from bench.record import write_atomically
-from bench.timing import GpuTimer, median_ratio
+from bench.timing import GpuTimer, median_ratio, usable
 from lotts.kernels import launch
 
 Config = dict[str, Any]
@@ -40,6 +40,8 @@ HELD, LONG = 80, 512
 #: How much faster a candidate must be: less than this is noise.
 WORTH = 0.98
 ROUNDS = 20
+#: Instead of a verdict, where the process has no GPU any more.
+LOST = "the GPU was lost to another candidate"
 #: Of the fastest candidates so many are looked through for spills.
 FASTEST = 8
 
@@ -116,7 +118,7 @@ def _in_dtype(case: Any, bits: int) -> Any:
     return case if case.dtype.itemsize * 8 == bits else dataclasses.replace(case, dtype=torch.float32)
 
 
-@contextmanager
+@contextlib.contextmanager
 def using(row: str, config: Config) -> Iterator[None]:
     """Within the context what asks for ``row`` of the table is launched, and compiled, with ``config``."""
     original = launch.config
@@ -146,8 +148,13 @@ def spills(job: tuple[str, str, int, int, Config, str]) -> str | None:
 
 
 def wrong(job: tuple[Group, Config, str]) -> str | None:
-    """Why a candidate's results do not pass the gate, or cannot be had; leaves what it compiled in Triton's cache."""
+    """Why a candidate's results do not pass the gate, or cannot be had; leaves what it compiled in Triton's cache.
+
+    ``LOST`` says nothing of this candidate: one before it in this process has left no GPU to try it on.
+    """
     group, config, device = job
+    if not usable(device):
+        return LOST
     with using(group.row, config):
         for case, given in zip(group.cases, inputs_of(group, device), strict=True):
             try:
@@ -157,6 +164,34 @@ def wrong(job: tuple[Group, Config, str]) -> str | None:
             if not all(check.passed for check in checks):
                 return f"{case.name}: {'; '.join(map(str, checks))}"
     return None
+
+
+class Processes:
+    """Workers that try candidates. Those that a candidate has taken the GPU from are replaced."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count
+        self._begin()
+
+    def map(self, function: Callable[[Any], str | None], jobs: Sequence[Any]) -> list[str | None]:
+        """``function`` of each job, in their order; what came out ``LOST`` is tried again by other processes."""
+        found = self.pool.map(function, jobs, chunksize=1)
+        while lost := [i for i, why in enumerate(found) if why == LOST]:
+            self.close()
+            self._begin()
+            for i, why in zip(lost, self.pool.map(function, [jobs[i] for i in lost], chunksize=1), strict=True):
+                found[i] = why
+            if all(found[i] == LOST for i in lost):
+                raise RuntimeError("the GPU does not answer, in new processes either: expected one that works")
+        return found
+
+    def _begin(self) -> None:
+        # Spawned, not forked: a fork of a process that uses a GPU may hang.
+        self.pool = multiprocessing.get_context("spawn").Pool(self.count)
+
+    def close(self) -> None:
+        self.pool.terminate()
+        self.pool.join()
 
 
 @functools.lru_cache(maxsize=1)
@@ -245,6 +280,7 @@ def tune(group: Group, arch: str, timer: GpuTimer, mapped: Callable[..., Iterabl
     return present
 
 
+@torch.no_grad()
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -268,13 +304,12 @@ def main(argv: list[str]) -> int:
     timer = GpuTimer()
     begun = arguments.out if arguments.out.is_file() else launch.TABLE
     table = json.loads(begun.read_text(encoding="utf-8"))
-    # Spawned, not forked: a fork of a process that uses a GPU may hang.
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+    with contextlib.closing(Processes(arguments.jobs)) as processes:
         for op in arguments.op:
             for group in groups(op):
                 if group.bits not in arguments.bits or group.head_dim not in (arguments.head_dim or [group.head_dim]):
                     continue
-                table = with_row(table, arch, group, tune(group, arch, timer, pool.map, "cuda"))
+                table = with_row(table, arch, group, tune(group, arch, timer, processes.map, "cuda"))
                 # After every row, so that a run cut short leaves what it had.
                 write_atomically(arguments.out, formatted(table))
     print(f"{arguments.out} written")

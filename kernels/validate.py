@@ -86,3 +86,7 @@ def is_accumulator(name: str, value: Tensor, query: Tensor, columns: int) -> Non
     on_device(query.device, **{name: value})
     if columns and value.stride(-1) != 1:
         raise ValueError(f"{name}: expected the last stride to be 1, got strides {value.stride()}")
+    if any(size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)):
+        raise ValueError(
+            f"{name}: expected memory of its own for every map, got an expanded tensor of strides {value.stride()}"
+        )

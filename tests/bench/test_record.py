@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.record import attempted, result_file, told, whole_lines
+from bench.record import attempted, earlier_models, result_file, told, whole_lines, with_model, write_json
 
 
 def test_rows_that_were_cut_short_are_left_out(tmp_path):
@@ -28,3 +28,24 @@ def test_errors_are_told_in_a_line(error, words):
 def test_a_measurement_that_fails_is_skipped_with_its_reason():
     assert attempted(lambda: {"a": 1}) == {"a": 1}
     assert attempted(lambda: [][1])["skipped"] == "failed: IndexError: list index out of range"
+
+
+FACTS = {"commit": "a", "dirty": False, "cpu": "c", "gpu": "g", "driver": "1", "versions": {"torch": "2"}}
+
+
+def test_models_of_an_earlier_run_stay_where_it_is_comparable(tmp_path):
+    path = tmp_path / "report.json"
+    assert earlier_models(None, FACTS) == earlier_models(path, FACTS) == {}
+    models = {"flux": {"seconds": 1}}
+    write_json(path, {"environment": FACTS | {"date": "before"}, "models": models})
+    assert earlier_models(path, FACTS | {"date": "now"}) == models
+    for change in ({"commit": "b"}, {"commit": None}, {"dirty": True}, {"gpu": "h"}, {"versions": {"torch": "3"}}):
+        assert earlier_models(path, FACTS | change) == {}
+
+
+def test_a_failure_does_not_replace_a_measurement():
+    failed, measured = {"skipped": "failed"}, {"seconds": 1}
+    assert with_model({}, "flux", failed) == {"flux": failed}
+    assert with_model({"flux": failed}, "flux", measured) == {"flux": measured}
+    assert with_model({"flux": measured}, "flux", failed) == {"flux": measured}
+    assert with_model({"flux": measured}, "flux", {"seconds": 2}) == {"flux": {"seconds": 2}}

@@ -160,3 +160,49 @@ def test_every_row_has_a_kernel_whose_candidates_are_compiled(monkeypatch):
         config = launch.config(group.row, "sm_90", group.bits, group.head_dim, group.keys)
         assert tune.spills((group.op, group.row, group.bits, group.head_dim, config, "sm_90")) is None
         assert compiled, group.row
+
+
+class OneWorker:
+    """A pool of one process, whose GPU a candidate may take away from those behind it."""
+
+    def __init__(self):
+        self.alive, self.ended = True, False
+
+    def map(self, function, jobs, chunksize):
+        return [function(self, job) for job in jobs]
+
+    def terminate(self):
+        self.ended = True
+
+    join = terminate
+
+
+def tried(worker, job):
+    if not worker.alive:
+        return tune.LOST
+    worker.alive = not job.startswith("kills")
+    return None if worker.alive else f"{job} it"
+
+
+def test_candidates_behind_one_that_takes_the_gpu_are_tried_by_another_process(monkeypatch):
+    pools = []
+
+    def begin(processes):
+        pools.append(OneWorker())
+        processes.pool = pools[-1]
+
+    monkeypatch.setattr(tune.Processes, "_begin", begin)
+    found = tune.Processes(1).map(tried, ["right", "kills", "right", "kills too", "right"])
+    assert found == [None, "kills it", None, "kills too it", None]
+    assert [pool.ended for pool in pools] == [True, True, False]
+
+
+def test_a_gpu_that_does_not_answer_in_new_processes_ends_the_run(monkeypatch):
+    monkeypatch.setattr(tune.Processes, "_begin", lambda processes: setattr(processes, "pool", OneWorker()))
+    with pytest.raises(RuntimeError, match="expected one that works"):
+        tune.Processes(1).map(lambda worker, job: tune.LOST, ["right"])
+
+
+def test_where_the_gpu_is_lost_nothing_is_said_of_a_candidate(group, monkeypatch):
+    monkeypatch.setattr(tune, "usable", lambda device: False)
+    assert tune.wrong((group, {"BLOCK": 512, "num_warps": 4, "num_stages": 1}, "cuda")) == tune.LOST

@@ -191,6 +191,14 @@ def test_maps_add_up_in_place(arguments, impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_maps_are_not_added_up_in_memory_that_they_share(arguments, impl):
+    args, sides = arguments(n=33)
+    total = torch.zeros(1, 3, 33, 4, device=DEVICE).expand(2, -1, -1, -1)
+    with pytest.raises(ValueError, match="accumulate: expected memory of its own for every map"):
+        contrast_attention(*args, **sides, accumulate=total, impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_small_masses_keep_their_relative_accuracy(arguments, impl, dtype):
     # A contrast may be taken in the log domain: what is left beside a token that takes all but 1e-15 must still be exact.

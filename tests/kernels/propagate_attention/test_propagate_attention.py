@@ -160,6 +160,14 @@ def test_maps_add_up_in_place(arguments, impl):
     assert (total[:, :, 33:] == 0.25).all()
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_maps_are_not_added_up_in_memory_that_they_share(arguments, impl):
+    args = arguments(n=33)
+    total = torch.zeros(1, 3, 33, 2, device=DEVICE).expand(2, -1, -1, -1)
+    with pytest.raises(ValueError, match="accumulate: expected memory of its own for every map"):
+        propagate_attention(*args, accumulate=total, impl=impl)
+
+
 @pytest.mark.parametrize("rows", [(0, 1), (1, 3), (2, 4)], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("impl", IMPLS)
