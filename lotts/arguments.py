@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from lotts.verifiers import Judge
 
 
+def check_callback(callback: Any) -> None:
+    """TypeError unless a callback is a function of (pipe, step, timestep, kwargs), or None."""
+    if callback is None:
+        return
+    if not callable(callback):
+        raise TypeError(f"expected callback_on_step_end as a function, got {type(callback).__name__}")
+    if getattr(callback, "tensor_inputs", None):
+        raise TypeError(
+            "expected callback_on_step_end as a function (pipe, step, timestep, kwargs), whose kwargs hold latents and stage, got "
+            f"{type(callback).__name__}, which asks for {', '.join(callback.tensor_inputs)} of the pipeline's own call"
+        )
+
+
 def check_numbers(
     *,
     num_candidates: int,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 
@@ -23,6 +24,22 @@ def real(name: str, value: Any) -> float:
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"expected {name} to be a number, got {value!r}")
     return float(value)
+
+
+def truth(name: str, value: Any) -> bool:
+    """``value`` as a bool; ValueError where it is neither True nor False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"expected {name} to be True or False, got {value!r}")
+    return bool(value)
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy's as Python's own, those of a list, a tuple or an array too; all else as it is."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(plain, value))
+    return value
 
 
 @contextmanager

@@ -169,11 +169,12 @@ def _make_restartable(pipe: Any) -> None:
     import diffusers
 
     from lotts.backbones import family_of
+    from lotts.backbones.schedulers import same_process, translated
 
     name, family = type(pipe.scheduler).__name__, family_of(pipe)
     if name not in family.schedulers:
         substitute = family.schedulers[0]
-        if not _same_process(name, pipe.scheduler.config, substitute):
+        if not same_process(pipe.scheduler, substitute):
             raise ValueError(
                 f"expected a scheduler out of {', '.join(family.schedulers)}, got {name}: none of them makes the same of its "
                 "configuration"
@@ -183,29 +184,8 @@ def _make_restartable(pipe: Any) -> None:
             stacklevel=3,
         )
         pipe.scheduler = getattr(diffusers, substitute).from_config(
-            pipe.scheduler.config, **_unnamed(pipe.scheduler.config, substitute)
+            pipe.scheduler.config, **translated(pipe.scheduler, substitute)
         )
-
-
-def _same_process(name: str, config: Any, substitute: str) -> bool:
-    """Whether a scheduler's configuration means the same noise to ``substitute``."""
-    flow = (
-        config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" or name.startswith("Flow")
-    )
-    if substitute.startswith("Flow"):
-        return bool(flow)
-    return not flow and {"beta_start", "beta_end", "beta_schedule"} <= set(config)
-
-
-def _unnamed(config: Any, substitute: str) -> dict[str, Any]:
-    """What a configuration does not name and DDIM's own defaults have for pixels, as ``StableDiffusionPipeline`` corrects it.
-
-    ``from_config`` would not pass that correction on: it skips what the first scheduler had by default.
-    """
-    if substitute != "DDIMScheduler":
-        return {}
-    named = set(config) - set(config.get("_use_default_values", ()))
-    return {name: value for name, value in (("clip_sample", False), ("steps_offset", 1)) if name not in named}
 
 
 def check_device(device: str | torch.device | None) -> torch.device:

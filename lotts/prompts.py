@@ -49,11 +49,22 @@ def load_prompts(source: str, limit: int | None = None) -> list[Prompt]:
         found = _read(Path(source))
     firsts: dict[str, Prompt] = {}
     for prompt in found:
+        if not _is_text(prompt.text):
+            raise ValueError(f"expected prompts of whole letters in {source}, got half of one: {prompt.text!a}")
         firsts.setdefault(prompt.text, prompt)
     firsts.pop("", None)
     if not firsts:
         raise ValueError(f"expected prompts in {source}, got none")
     return list(firsts.values())[:limit]
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written down: JSON's escapes can tell one half of a letter alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shapes(source: str) -> Iterator[Prompt]:
@@ -122,12 +133,17 @@ def _table(path: Path) -> Iterator[Prompt]:
     tabs = path.suffix.lower() == ".tsv"
     quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting)
+        reader = csv.DictReader(file, delimiter="\t" if tabs else ",", quoting=quoting, strict=True)
         try:
             for row in reader:
                 if all(row.get(key) is None for key in TEXT) and set(TEXT) & set(row):
                     raise ValueError(
                         f"expected a prompt in line {reader.line_num} of {path}, got a row that ends before it"
+                    )
+                if None in row:
+                    raise ValueError(
+                        f"expected a row as long as the first in line {reader.line_num} of {path}, got more cells: put quotation "
+                        "marks around what holds a comma"
                     )
                 yield _entry(row, f"the columns of {path}")
         except csv.Error as error:
@@ -145,12 +161,13 @@ def _entry(entry: dict[str, Any], where: str) -> Prompt:
 def _coco(path: Path) -> Iterator[Prompt]:
     """One caption an image, that of the lowest id, as the Fréchet distance to the images wants it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         annotations = sorted(data["annotations"], key=lambda entry: entry["id"])
         firsts = {entry["image_id"]: entry["caption"].strip() for entry in reversed(annotations)}
+        images = sorted(firsts)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f"expected COCO captions in {path}: an object with annotations, each with id, image_id and caption"
         ) from None
-    for image in sorted(firsts):
+    for image in images:
         yield Prompt(firsts[image])

@@ -14,7 +14,7 @@ from lotts.backbones import backbone_for
 from lotts.checks import check_depth
 from lotts.localize import quality_mask
 from lotts.offloading import frees_hooks
-from lotts.output import LoTTSOutput
+from lotts.output import LoTTSOutput, to_uint8
 from lotts.request import Request
 from lotts.resample import Trajectory, derive_seed, renoise
 from lotts.sources import Heatmaps, MapSource, map_source
@@ -57,10 +57,11 @@ def repair(
 
     Args:
         pipe: a pipeline of a supported class, with a scheduler that can restart: see ``lotts.supported()``.
-        image: a picture (an array uint8, or floating in [0, 1]) or the path of one; its sides must suit the pipeline (multiples
-            of 8 as a rule).
+        image: a picture (an array uint8, or floating in [0, 1], encoded and judged in 8 bits) or the path of one, opaque; its
+            sides must suit the pipeline (multiples of 8 as a rule).
         prompt: what the picture shows.
-        mask: where to resample (white, True, 1 or > 0.5), as large as the picture or as the latent grid; None: find it.
+        mask: where to resample (white, True, 1 or > 0.5; nowhere where it is transparent), as large as the picture or as the
+            latent grid; None: find it, and only then ``source``, ``mask_ratio`` and ``mask_threshold`` say anything.
         pixel_paste: keep the picture's own pixels outside the mask and its ``soft_ring``. Without it they pass through the
             autoencoder.
         background: "fixed", "fresh" or "clean"; there is no recorded run to "replay".
@@ -112,7 +113,7 @@ def repair(
     )
     request.cost.vae_encodes += 1
     with request.meter.stage("encode"):
-        latents = backbone.encode_image(Image.fromarray(np.rint(picture * 255).astype(np.uint8)))
+        latents = backbone.encode_image(Image.fromarray(to_uint8(picture)))
     original = Trajectory(request.seeds[0], [*[None] * request.steps, latents[0]])
     heatmaps: Heatmaps = {}
     if region is None:
@@ -159,7 +160,13 @@ def read_picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
         TypeError, ValueError, FileNotFoundError: it is no picture, or its values are not those of one.
     """
     if isinstance(image, (str, Path, Image.Image)):
-        image = np.asarray(_upright(image).convert("RGB"))
+        upright = _upright(image)
+        if not _opaque(upright):
+            raise ValueError(
+                "expected an opaque picture, got one with transparent pixels, which a pipeline cannot keep: lay it on a background "
+                "first"
+            )
+        image = np.asarray(upright.convert("RGB"))
     if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
         raise TypeError(
             f"expected a PIL image, an array [H, W, 3] or a path, got {getattr(image, 'shape', type(image).__name__)}"
@@ -178,17 +185,30 @@ def read_picture(image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
 
 
 def read_mask(mask: Image.Image | np.ndarray | torch.Tensor | str | Path) -> torch.Tensor:
-    """bool, as large as the mask, upright as a picture is. An array of bytes is one of 0 and 1, or of grey levels up to 255."""
+    """bool, as large as the mask, upright as a picture is; what is transparent is outside.
+
+    Bytes, of a picture or an array, are 0 and 1, or grey levels up to 255.
+    """
     if isinstance(mask, (str, Path, Image.Image)):
-        return torch.from_numpy(np.asarray(_upright(mask).convert("L")) > 127)
+        upright = _upright(mask)
+        if not _opaque(upright):
+            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "black"), upright.convert("RGBA"))
+        mask = np.asarray(upright.convert("L"))
     array = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
     if array.dtype == torch.uint8 and (array > 1).any():
         return array > 127
     return array > 0.5 if array.is_floating_point() else array.bool()
 
 
+def _opaque(image: Image.Image) -> bool:
+    return not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema()[0] == 255
+
+
 def _upright(image: Image.Image | str | Path) -> Image.Image:
-    opened = image if isinstance(image, Image.Image) else Image.open(image)
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"expected a picture of a size that can be drawn, got {image}: {error}") from None
     check_depth(opened, "a picture" if opened is image else str(image))
     return ImageOps.exif_transpose(opened)
 

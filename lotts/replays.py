@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from lotts.manifest import Entry, Manifest, environment, made_with, manifest_pat
 from lotts.output import LoTTSOutput, Sample
 from lotts.sources import MapSource
 from lotts.threads import cpu_threads
-from lotts.verifiers import Judge, load
+from lotts.verifiers import Judge, load, places
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,12 @@ def replay(
     verifier = manifest.verifier if verifier is None else verifier
     if verifier is None:
         raise ValueError("expected a manifest that names its verifier, got none: pass verifier=...")
+    if verifier is manifest.verifier and any(name == "vlm" and place for name, place in places(verifier)):
+        # A manifest may come from anywhere: it does not say where pictures and the environment's key go.
+        raise ValueError(
+            f"expected the address that judges the pictures from you, not from a manifest, which says {verifier}: pass "
+            "verifier=... if you trust it (lotts replay --verifier)"
+        )
     source = _source(manifest) if source is None else source
     loaded = pipe is None
     if loaded and manifest.model is None:
@@ -230,10 +237,13 @@ def _changes(manifest: Manifest, now: dict[str, Any]) -> dict[str, tuple[Any, An
 def _lineages(samples: Sequence[Entry | Sample]) -> list[tuple[Any, ...]]:
     """Which sample each is, wherever it comes in the order: another processor's run may draw more, or fewer."""
     found: list[tuple[Any, ...]] = []
+    copies: Counter[tuple[Any, ...]] = Counter()
     for sample in samples:
         before = () if sample.parent is None else found[sample.parent]
         own = (*before, sample.kind, sample.seed, sample.refinement)
-        found.append((*own, found.count(own)) if own in found else own)
+        # Of particles that go back to one noise, and the like: which of them it is.
+        found.append((*own, copies[own]) if copies[own] else own)
+        copies[own] += 1
     return found
 
 

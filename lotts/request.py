@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from lotts.arguments import check_numbers, check_prompt, seeds_from
+from lotts.arguments import check_callback, check_numbers, check_prompt, seeds_from
 from lotts.backbones import Backbone, Conditioning
+from lotts.checks import truth
 from lotts.cost import Cost
 from lotts.manifest import made_with
 from lotts.meter import Meter
-from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index
+from lotts.output import OUTPUT_TYPES, LoTTSOutput, Sample, as_output_type, best_index, to_uint8
 from lotts.paste import paste
 from lotts.resample import OnStep, Trajectory, grow, refine
 from lotts.resample_config import ResampleConfig
@@ -71,9 +72,14 @@ class Request:
             counts: what ``check_numbers`` takes.
         """
         check_prompt(prompt, verifier)
+        # A caller may have changed the pipeline since it was wrapped.
+        backbone.check_scheduler()
+        backbone.check_network()
+        check_callback(callback_on_step_end)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"expected output_type to be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
         plain, config = check_numbers(**counts)
+        pixel_paste = truth("pixel_paste", pixel_paste)
         steps, height, width = plain["num_inference_steps"], plain["height"], plain["width"]
         default_height, default_width = backbone.default_size
         size = backbone.latent_size(
@@ -91,12 +97,17 @@ class Request:
             source.check(backbone, prompt, steps)
         backbone.eta = plain["eta"]
         backbone.restart(steps, 0, size)
+        backbone.announce(guidance_scale, steps)
         backbone.forget()
         cost = Cost()
         meter = Meter(cost, backbone.device)
         with meter.stage("text"):
             text = backbone.encode_prompt(prompt, negative_prompt, guidance_scale, plain["true_cfg_scale"])
         cost.text_encodes += 1 + text.guided
+        if negative_prompt and not text.guided:
+            cost.tell("the negative prompt does nothing: there is no classifier-free guidance")
+        if plain["guidance_scale"] not in (None, 0.0, 1.0) and not backbone.heeds_guidance:
+            cost.tell("guidance_scale does nothing: this network takes none; true_cfg_scale guides it")
         settings = {
             **plain,
             "guidance_scale": guidance_scale,
@@ -232,7 +243,11 @@ class Request:
 
     def verified(self, samples: list[Sample]) -> LoTTSOutput:
         """Verifier scoring: judge the pool, then bring the pictures into the form the caller asked for."""
-        scores = self.judge([sample.image for sample in samples])
+        images = [sample.image for sample in samples]
+        if samples[0].kind == "original":
+            # As their files will have them: a replay of a repair begins with that of the picture that was given.
+            images = [to_uint8(image).astype(np.float32) / 255 for image in images]
+        scores = self.judge(images)
         cost = self.meter.read()
         for sample, value in zip(samples, scores, strict=True):
             sample.score, sample.image = value, as_output_type(sample.image, self.output_type)

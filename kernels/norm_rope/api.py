@@ -42,7 +42,7 @@ def norm_rope(
         impl: ``"triton"`` (on a GPU), ``"portable"`` or ``"reference"``; None means the first that can run.
 
     Returns:
-        [R, H, N, D] in the dtype of ``tokens``, laid out as [R, N, H, D].
+        [R, H, N, D] in the dtype of ``tokens``; by the kernel laid out as [R, N, H, D].
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype.

@@ -74,11 +74,23 @@ class Backbone(PromptTokens, ABC):
                 "expected a network without a cache, got one whose steps reuse those before: what a picture is would depend on "
                 "the ones drawn before it. Call disable_cache() on the pipeline's transformer"
             )
+        if type(getattr(self.pipe, "vae", None)).__name__ == "ConsistencyDecoderVAE":
+            raise ValueError(
+                "expected an autoencoder that decodes the same latents to the same picture, got ConsistencyDecoderVAE, which draws "
+                "noise: set pipe.vae to the AutoencoderKL of the model"
+            )
         if not self.denoises_latents():
             raise ValueError(
                 f"expected a network that takes the autoencoder's {self.pipe.vae.config.latent_channels} channels, got one with "
                 f"{self.channels}: it needs more than noise and a prompt, as inpainting, control and upscaling networks do"
             )
+
+    #: Whether the network or the sampler does anything with ``guidance_scale``.
+    heeds_guidance = True
+
+    def announce(self, guidance_scale: float, steps: int) -> None:
+        """Tell the pipeline what its own call would: callbacks and captures ask it."""
+        self.pipe._guidance_scale, self.pipe._num_timesteps, self.pipe._interrupt = guidance_scale, steps, False
 
     def denoises_latents(self) -> bool:
         """Whether the network takes latents and nothing beside them."""
@@ -195,16 +207,25 @@ class Backbone(PromptTokens, ABC):
     def encode_image(self, image: Image.Image) -> torch.Tensor:
         """The mode of the autoencoder's posterior, scaled: [1, C, h, w]."""
         with self.autoencoder() as vae:
-            pixels = self.pipe.image_processor.preprocess(image.convert("RGB")).to(self.device, vae.dtype)
+            pixels = self.pipe.image_processor.preprocess(image.convert("RGB")).to(self._vae_device, vae.dtype)
             encoded = vae.encode(pixels)
             latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        return self.from_autoencoder(self._normalised(latents).to(self.dtype))
+        return self.from_autoencoder(self._normalised(latents).to(self.device, self.dtype))
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures as float32 [B, H, W, 3] in [0, 1]."""
         with self.autoencoder() as vae:
-            images = vae.decode(self._denormalised(self.to_autoencoder(latents)), return_dict=False)[0]
+            unpacked = self.to_autoencoder(latents).to(self._vae_device)
+            images = vae.decode(self._denormalised(unpacked), return_dict=False)[0]
         return self.pipe.image_processor.postprocess(images, output_type="np")
+
+    @property
+    def _vae_device(self) -> torch.device:
+        """Where the autoencoder runs: its components may have been placed by hand."""
+        from diffusers.utils import torch_utils
+
+        where = getattr(torch_utils, "get_module_execution_device", None)  # since diffusers 0.42
+        return self.device if where is None else where(self.pipe.vae)
 
     @contextmanager
     def autoencoder(self) -> Iterator[Any]:

@@ -41,6 +41,10 @@ class Flux(Backbone):
         return super().default_guidance_scale if self.pipe.transformer.config.guidance_embeds else 1.0
 
     @property
+    def heeds_guidance(self) -> bool:  # type: ignore[override]
+        return bool(self.pipe.transformer.config.guidance_embeds)
+
+    @property
     def t5_tokens(self) -> int:
         """What the pipeline takes when it is called without ``max_sequence_length``, if its T5 was made for as many."""
         return min(512, self.pipe.tokenizer_2.model_max_length)

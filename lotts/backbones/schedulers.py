@@ -100,12 +100,11 @@ def check_restartable(scheduler: Any, names: tuple[str, ...]) -> None:
     """ValueError where ``scheduler`` is none of ``names``, or set to draw noise that cannot be told apart by sample."""
     name = type(scheduler).__name__
     if name not in names:
-        # What other schedulers' configurations do not name would be DDIM's default, which clamps latents.
-        clip = ", clip_sample=False" if names[0] == "DDIMScheduler" else ""
-        raise ValueError(
-            f"expected a scheduler that can restart in the middle ({', '.join(names)}), got {name}: set "
-            f"pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config{clip})"
-        )
+        wanted = f"expected a scheduler that can restart in the middle ({', '.join(names)}), got {name}"
+        if not same_process(scheduler, names[0]):
+            raise ValueError(f"{wanted}: none of them makes the same of its configuration")
+        given = "".join(f", {name}={value}" for name, value in translated(scheduler, names[0]).items())
+        raise ValueError(f"{wanted}: set pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config{given})")
     algorithm = scheduler.config.get("algorithm_type", None)
     if algorithm is not None and algorithm not in ("dpmsolver++", "dpmsolver"):
         raise ValueError(
@@ -119,6 +118,32 @@ def check_restartable(scheduler: Any, names: tuple[str, ...]) -> None:
         )
 
 
+def same_process(scheduler: Any, substitute: str) -> bool:
+    """Whether a scheduler's configuration means the same noise to the class ``substitute``."""
+    name, config = type(scheduler).__name__, scheduler.config
+    flow = (
+        config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction" or name.startswith("Flow")
+    )
+    if substitute.startswith("Flow"):
+        return bool(flow)
+    return not flow and {"beta_start", "beta_end", "beta_schedule"} <= set(config)
+
+
+def translated(scheduler: Any, substitute: str) -> dict[str, Any]:
+    """Arguments of ``substitute.from_config`` beside a configuration that names them otherwise, or not at all.
+
+    A flow's shift has another name in DPM++ and UniPC. DDIM's defaults are for pixels, which ``StableDiffusionPipeline``
+    corrects, and ``from_config`` would not pass that on: it skips what the first scheduler had by default.
+    """
+    config = scheduler.config
+    if substitute.startswith("Flow"):
+        return {"shift": config["flow_shift"]} if "flow_shift" in config and "shift" not in config else {}
+    if substitute != "DDIMScheduler":
+        return {}
+    named = set(config) - set(config.get("_use_default_values", ()))
+    return {name: value for name, value in (("clip_sample", False), ("steps_offset", 1)) if name not in named}
+
+
 def check_eta(scheduler: Any, eta: float) -> None:
     """ValueError where ``eta`` is outside [0, 1], or asks for noise of a sampler that has no stochastic form."""
     if not 0 <= eta <= 1:
@@ -129,6 +154,9 @@ def check_eta(scheduler: Any, eta: float) -> None:
             f"expected eta=0 with {name}, or a sampler with a stochastic form ({', '.join(STOCHASTIC)}) that clamps nothing, "
             f"got eta={eta}: set pipe.scheduler to one of them, with clip_sample=False"
         )
+    kind = config.get("prediction_type", None)
+    if eta and name == "EulerDiscreteScheduler" and kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f"expected eta=0 with {name} of prediction_type {kind!r}, got eta={eta}")
 
 
 def takes_eta(scheduler: Any) -> bool:
@@ -196,7 +224,8 @@ def _ddim(scheduler: Any, step: int, eta: float) -> LinearUpdate | None:
     alpha = float(scheduler.alphas_cumprod[t])
     alpha_next = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
     std = eta * sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
-    direction = sqrt(1 - alpha_next - std**2)
+    # At zero terminal signal and eta 1 nothing is left, and rounding may make it less.
+    direction = sqrt(max(0.0, 1 - alpha_next - std**2))
     return LinearUpdate(
         sqrt(alpha_next) * x0[0] + direction * e[0], sqrt(alpha_next) * x0[1] + direction * e[1], noise=std
     )

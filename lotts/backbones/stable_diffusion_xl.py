@@ -51,7 +51,7 @@ class StableDiffusionXL(StableDiffusion):
         """Pictures as float32 [B, H, W, 3] in [0, 1], with the pipeline's own watermark where it has one."""
         pipe = self.pipe
         with self.autoencoder() as vae:
-            images = vae.decode(self._denormalised(latents.to(vae.dtype)), return_dict=False)[0]
+            images = vae.decode(self._denormalised(latents.to(self._vae_device, vae.dtype)), return_dict=False)[0]
         if getattr(pipe, "watermark", None) is not None:
             images = pipe.watermark.apply_watermark(images)
         return pipe.image_processor.postprocess(images, output_type="np")

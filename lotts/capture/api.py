@@ -164,9 +164,16 @@ def _columns(backbone: Backbone, prompts: list[str], words: Sequence[str]) -> to
     content = backbone.content_weights(prompts)
     columns = torch.zeros((*content.shape, len(words) + 1))
     columns[..., -1] = content
-    for row, text in enumerate(prompts):
-        present = [i for i, word in enumerate(words) if find_word(text, word)]
-        columns[row][:, present] = backbone.word_weights(text, [words[i] for i in present])
+    for i, word in enumerate(words):
+        unread = None
+        for row, text in enumerate(prompts):
+            try:
+                if find_word(text, word):
+                    columns[row][:, i] = backbone.word_weights(text, [word])[:, 0]
+            except ValueError as error:  # beyond what is read of this prompt, but another may have it earlier
+                unread = error
+        if unread is not None and not columns[..., i].any():
+            raise unread
     return columns
 
 

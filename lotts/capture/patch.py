@@ -94,6 +94,8 @@ def unsupported_reason(attn: nn.Module) -> str | None:
     call = processor_class.__call__
     if not isinstance(call, FunctionType) or not call.__module__.startswith("diffusers."):
         return f"{processor_class.__name__} is not one of diffusers' attention processors"
+    if getattr(attn.processor, "train_kv", False):  # Custom Diffusion
+        return f"{processor_class.__name__} projects the text by layers of its own"
     names = call.__code__.co_names
     if "dispatch_attention_fn" in names or ("scaled_dot_product_attention" in names and call.__globals__.get("F") is F):
         return None

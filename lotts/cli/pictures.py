@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +59,14 @@ def add_commands(commands: Any) -> None:
     repair.set_defaults(run=_repair)
     repair.add_argument("image", metavar="IMAGE", help="the picture")
     repair.add_argument("prompt", metavar="PROMPT", help="what it shows")
-    add(repair, "--mask", str, None, "MASK", "where to resample, white on black, as large as the picture")
+    add(
+        repair,
+        "--mask",
+        str,
+        None,
+        "MASK",
+        "where to resample: white on black, as large as the picture (default: find it)",
+    )
     add_method(repair, refinements=4, background="fixed", paste=True)
     add_run(repair)
 
@@ -65,6 +74,14 @@ def add_commands(commands: Any) -> None:
     replay.set_defaults(run=_replay)
     replay.add_argument("manifest", metavar="MANIFEST", help="a manifest.json, or the folder it lies in")
     add(replay, "--out", str, None, "DIR", "also write the new run's files here")
+    add(
+        replay,
+        "--verifier",
+        str,
+        None,
+        "NAME",
+        "who judges (default: as recorded; needed where that is an address, which a manifest does not decide)",
+    )
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -97,7 +114,7 @@ def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any],
     numbers.
     """
     from lotts.arguments import check_numbers, check_prompt
-    from lotts.models import dtype_name, load_pipeline
+    from lotts.models import load_pipeline
     from lotts.sources import map_source
     from lotts.verifiers import load
 
@@ -129,13 +146,31 @@ def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any],
         "generator": generator,
         "pixel_paste": args.pixel_paste,
     }
-    context = {"model": args.model, "verifier": name, "dtype": dtype_name(pipe.dtype), "device": pipe.device}
-    return pipe, settings, context
+    return pipe, settings, context_of(args, name, pipe)
+
+
+def context_of(args: argparse.Namespace, verifier: str, pipe: Any) -> dict[str, Any]:
+    """What the manifest says of the pipeline and the verifier; files and folders by their whole path, wherever it is read."""
+    from lotts.models import EMBEDDED, dtype_name
+    from lotts.verifiers import places
+
+    def whole(place: str) -> str:
+        return os.path.abspath(place) if Path(place).exists() else place
+
+    for _, place in places(verifier):
+        if place is not None:
+            verifier = verifier.replace(f"={place}", f"={whole(place)}")
+    model = args.model if args.model in EMBEDDED else whole(args.model)
+    return {"model": model, "verifier": verifier, "dtype": dtype_name(pipe.dtype), "device": pipe.device}
 
 
 def check_folder(out: str) -> None:
-    """ValueError for a folder that can neither be written to nor made."""
+    """ValueError for a folder that can neither be written to nor made, or that holds a run while none can be made beside it."""
+    from lotts.report.save import holds_run
+
     folder = Path(out).absolute()
+    if holds_run(folder):
+        folder = folder.with_name(f"{folder.name}-2")
     there = next((place for place in (folder, *folder.parents) if place.exists()), None)
     if there is None:
         raise ValueError(f"expected a folder as --out, got {out}: there is no {folder.anchor}")
@@ -176,10 +211,15 @@ def _progress(args: argparse.Namespace, candidates: int, settings: dict[str, Any
 def finish(output: LoTTSOutput, folder: str, context: dict[str, Any]) -> int:
     from lotts.report import save_output
 
-    written = save_output(output, folder, context)
     print(summary(output))
+    try:
+        written, status = save_output(output, folder, context), 0
+    except OSError as error:
+        # What was drawn is not lost with a folder that filled up or went away meanwhile.
+        print(f"lotts: {folder} cannot be written to: {error}", file=sys.stderr)
+        written, status = save_output(output, Path(tempfile.mkdtemp(prefix="lotts-")), context), 1
     print(f"{written}: best.png, report.png, manifest.json, samples")
-    return 0
+    return status
 
 
 def summary(output: LoTTSOutput) -> str:
@@ -202,7 +242,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_folder(args.out)
-    replayed = replay(args.manifest)
+    replayed = replay(args.manifest, verifier=args.verifier)
     print(summary(replayed.output))
     samples = replayed.manifest.samples
     if args.out is not None:

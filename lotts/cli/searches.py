@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from lotts.cli.arguments import STYLE, add, add_run, add_sampling, checked_settings
-from lotts.cli.pictures import check_folder, finish, seeded
+from lotts.cli.pictures import check_folder, context_of, finish, seeded
 
 SEARCH = """\
 examples:
@@ -17,7 +17,8 @@ examples:
 
 Methods: lotts_adaptive spends each unit of compute where a better picture is likeliest for its cost; lotts, lotts_chain,
 best_of_n, zero_order, particle, resampling are the others, with their own options in brackets. `lotts compare` says which of
-them is worth it on prompts of yours. DIR gets what `lotts generate` writes, and `lotts replay` makes it again.
+them is worth it on prompts of yours. DIR gets what `lotts generate` writes, and `lotts replay` makes it again, unless the
+budget was in seconds.
 """
 
 
@@ -42,7 +43,7 @@ def _search(args: argparse.Namespace) -> int:
     from lotts import search
     from lotts.arguments import check_prompt
     from lotts.compare.study import Variant, method_of
-    from lotts.models import dtype_name, load_pipeline
+    from lotts.models import load_pipeline
     from lotts.sources import map_source
     from lotts.verifiers import load
 
@@ -79,5 +80,4 @@ def _search(args: argparse.Namespace) -> int:
             **settings,
             **options,
         )
-    context = {"model": args.model, "verifier": name, "dtype": dtype_name(pipe.dtype), "device": pipe.device}
-    return finish(output, args.out, context)
+    return finish(output, args.out, context_of(args, name, pipe))

@@ -118,21 +118,31 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    from lotts.compare import Variant
     from lotts.compare.variants import FULL, ablations
 
-    whole = Variant.parse(args.method)
+    whole = _whole(args.method)
     if whole.source != "attention":
         raise ValueError(f"expected the attention's mask to take apart, got source={whole.source}")
     return _run(args, ablations(whole.method, whole.options, known=args.known_masks), FULL, "ablation")
 
 
-def _sweep(args: argparse.Namespace) -> int:
+def _whole(text: str) -> Variant:
+    """The method that is taken apart or varied; its budget is the study's."""
     from lotts.compare import Variant
+
+    whole = Variant.parse(text)
+    if whole.budget is not None:
+        raise ValueError(f"expected --budget {whole.budget} instead of a budget in brackets")
+    return whole
+
+
+def _sweep(args: argparse.Namespace) -> int:
     from lotts.compare.variants import default_of, default_sweep, sweeps
 
-    steps, whole = model_settings(args)["num_inference_steps"], Variant.parse(args.method)
+    steps, whole = model_settings(args)["num_inference_steps"], _whole(args.method)
     values = _values(args.vary) if args.vary else default_sweep(whole.method, steps)
+    if not values:
+        raise ValueError(f"expected --vary with options of {whole.method}, which has no k, r or t0 to vary")
     rest = (whole.options, whole.source)
     variants = sweeps(whole.method, values, steps, *rest)
     return _run(args, variants, default_of(whole.method, variants, steps, *rest), "sweep")
@@ -141,12 +151,12 @@ def _sweep(args: argparse.Namespace) -> int:
 def _values(vary: list[str]) -> dict[str, list[Any]]:
     from lotts.compare.study import literal, split
 
-    found = {}
+    found: dict[str, list[Any]] = {}
     for text in vary:
         name, equals, values = text.partition("=")
         if not equals or not split(values):
             raise ValueError(f"expected --vary like k=1,2,8, got {text!r}")
-        found[name.strip()] = [literal(value) for value in split(values)]
+        found.setdefault(name.strip(), []).extend(literal(value) for value in split(values))
     return found
 
 

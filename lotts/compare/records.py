@@ -191,7 +191,7 @@ def write_failure(out: Path, item: Item, error: Exception) -> None:
     )
     path = failure_of(out, item)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def read_failure(out: Path, item: Item) -> str | None:

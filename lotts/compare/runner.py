@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from lotts.manifest import environment
 from lotts.sources import AttentionSource, MapSource
 from lotts.threads import cpu_threads
 from lotts.verifiers import load
+
+#: Prompts that a variant is checked on before it counts as impossible.
+_TRIED = 3
 
 
 class Runner:
@@ -65,10 +69,23 @@ class Runner:
                     judge.check_prompt(prompt.text)
 
     def check_options(self, items: Iterable[Item]) -> None:
-        """ValueError, TypeError for a variant that no item of it can be made of: an option or a budget out of range."""
-        first = {(item.variant.name, item.budget): item for item in reversed(list(items))}
-        for item in first.values():
-            search.check(**self._arguments(item))
+        """ValueError, TypeError for a variant that no item of it can be made of: an option or a budget out of range.
+
+        A prompt that it cannot take is a failure of that item; so a few are tried.
+        """
+        by_line: dict[tuple[str, str], dict[str, Item]] = {}
+        for item in items:
+            by_line.setdefault((item.variant.name, item.budget), {}).setdefault(item.prompt.text, item)
+        for by_prompt in by_line.values():
+            errors = []
+            for item in itertools.islice(by_prompt.values(), _TRIED):
+                try:
+                    search.check(**self._arguments(item))
+                    break
+                except (ValueError, TypeError) as error:
+                    errors.append(error)
+            else:
+                raise errors[0]
 
     def __call__(self, item: Item) -> bool:
         """Make an item, or record why it was not made; returns whether it was."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lotts.checks import whole
 from lotts.localize import LocalizeConfig
 from lotts.models import default_dtype, dtype_name
 from lotts.prompts import Prompt
@@ -50,6 +51,10 @@ class Variant:
             )
         if self.source not in SOURCES:
             raise ValueError(f"expected a map source out of {', '.join(SOURCES)}, got {self.source!r}")
+        if (self.source != "attention" or self.localize) and not METHODS[self.method].localises:
+            raise ValueError(
+                f"expected a source with a method that looks for defects, got {self.source!r} for {self.method}"
+            )
         if self.localize and self.source != "attention":
             raise ValueError(f"expected source 'attention' to configure its maps, got {self.source!r}")
         LocalizeConfig(**self.localize)
@@ -129,6 +134,8 @@ class Study:
                 raise ValueError(f"expected {name} to compare, got none")
         if not isinstance(self.seeds, int) or self.seeds < 1:
             raise ValueError(f"expected seeds from 1 up, got {self.seeds!r}")
+        if self.threads is not None:
+            whole("threads", self.threads, 1)
         if self.dtype is None:
             object.__setattr__(self, "dtype", dtype_name(default_dtype(self.model, self.device)))
         object.__setattr__(self, "budgets", [str(Budget.parse(budget)) for budget in self.budgets])

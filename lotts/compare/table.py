@@ -107,7 +107,7 @@ def rows_of(study: Study, done: Done) -> list[Row]:
 
 
 def groups_of(study: Study) -> list[str]:
-    named = list(dict.fromkeys(prompt.group for prompt in study.prompts if prompt.group))
+    named = list(dict.fromkeys(prompt.group for prompt in study.prompts if prompt.group not in (None, "", ALL)))
     return [ALL, *named] if len(named) > 1 else [ALL]
 
 

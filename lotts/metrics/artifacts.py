@@ -55,8 +55,9 @@ def damage(masks: Iterable[np.ndarray | torch.Tensor], least_pixels: int = 1) ->
     checked = [_mask(mask, f"mask {index}") for index, mask in enumerate(masks)]
     if not checked:
         raise ValueError("expected masks, got none")
-    damaged = float(np.mean([mask.sum() >= least_pixels for mask in checked]))
-    shares = [float(mask.mean()) for mask in checked]
+    damaged_ones = [mask.sum() >= least_pixels for mask in checked]
+    damaged = float(np.mean(damaged_ones))
+    shares = [float(mask.mean()) if counts else 0.0 for mask, counts in zip(checked, damaged_ones, strict=True)]
     n = len(shares)
     return Damage(
         images=damaged,

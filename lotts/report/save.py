@@ -33,11 +33,12 @@ def save_output(output: LoTTSOutput, folder: str | Path, context: Mapping[str, A
         # The mask was given, not found: a replay needs it. One pixel a latent cell.
         pngs[MASK] = png_bytes(first.mask.cpu().numpy().astype(np.uint8) * 255)
     manifest = Manifest.of(output, pngs, context)
+    text = manifest.text().encode()
     folder = _claim(Path(folder), manifest)
     for file, data in pngs.items():
         write_whole(folder / file, data)
     write_whole(folder / BEST, pngs[sample_file(output.best, output.samples[output.best])])
-    write_whole(folder / NAME, manifest.text().encode())
+    write_whole(folder / NAME, text)
     write_whole(folder / REPORT, png_bytes(draw_report(output)))
     return folder
 
@@ -51,16 +52,24 @@ def _claim(folder: Path, manifest: Manifest) -> Path:
 
 def _take(folder: Path, manifest: Manifest) -> bool:
     """Make the folder this run's, unless it is another's. Making samples/ is the claim: of two runs one can."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file, or a link to nowhere
+        return False
     if _holds(folder, manifest):
         return True
-    if any((folder / name).exists() for name in (BEST, REPORT, NAME, MASK)):
+    if holds_run(folder):
         return False
     try:
         (folder / SAMPLES).mkdir()
     except FileExistsError:
         return False
     return True
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run lies in a folder, a part of one included."""
+    return any((folder / name).exists() for name in (BEST, REPORT, NAME, MASK, SAMPLES))
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:

@@ -54,13 +54,16 @@ def wrap(text: str, face: Font, width: int, max_lines: int = 4) -> list[str]:
         if line:
             lines.append(line)
         line = word
-        while face.getlength(line) > width:  # one word, or a script without spaces
-            fits = (n for n in range(len(line), 0, -1) if n == 1 or face.getlength(line[:n]) <= width)
-            cut = next(fits)  # at least one letter, however narrow the line
-            if cut == len(line):
-                break
-            lines.append(line[:cut])
-            line = line[cut:]
+        while len(lines) <= max_lines and len(line) > 1 and face.getlength(line) > width:
+            # One word, or a script without spaces: at least one letter, however narrow the line.
+            fits, exceeds = 1, len(line)
+            while exceeds - fits > 1:
+                middle = (fits + exceeds) // 2
+                fits, exceeds = (middle, exceeds) if face.getlength(line[:middle]) <= width else (fits, middle)
+            lines.append(line[:fits])
+            line = line[fits:]
+        if len(lines) > max_lines:  # the rest is not shown
+            break
     lines.append(line)
     if len(lines) > max_lines:
         last = lines[max_lines - 1]

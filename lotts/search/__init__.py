@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lotts.checks import plain
 from lotts.offloading import frees_hooks
 from lotts.output import LoTTSOutput
 from lotts.search.adaptive import lotts_adaptive, lotts_chain
@@ -148,6 +149,7 @@ def _run(
     if unknown := set(options) - set(chosen.options):
         known = ", ".join(chosen.options) or "none"
         raise TypeError(f"expected options of {method} out of {known}, got {', '.join(sorted(unknown))}")
+    options = {name: plain(value) for name, value in options.items()}
     backbone, judge = backbone_for(pipe), load(verifier)
     check_comparable(judge)
     request = Request.build(
@@ -162,9 +164,9 @@ def _run(
     )
     pool = kind(request, budget, chosen.localises)
     if not pool.affords(num_inference_steps):
-        raise ValueError(
-            f"expected a budget for one picture at least ({pool.rows(num_inference_steps)} network rows), got {budget}"
-        )
+        rows, (height, width) = pool.rows(num_inference_steps), request.size
+        least = f"{rows * height * width} tokens" if budget.unit == "tokens" else f"{rows} network rows"
+        raise ValueError(f"expected a budget for one picture at least ({least}), got {budget}")
     out = chosen.search(pool, **options)
     shared = {name: value for name, value in request.settings.items() if name in (*_SIGNATURE.parameters, "seeds")}
     out.settings = {**shared, "method": method, "budget": str(budget), **chosen.options, **options, **out.settings}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lotts.checks import real, whole
+from lotts.checks import real, truth, whole
 from lotts.kernels import blend_step
 from lotts.output import LoTTSOutput
 from lotts.resample import Trajectory, derive_seed, shown
@@ -99,7 +99,7 @@ def particle(
         ValueError: an option is out of range, or the sampler has no stochastic form.
     """
     backbone, steps = pool.request.backbone, pool.request.steps
-    _check(potential, strength, resample_at, resampler, particles)
+    _check(potential, strength, resample_at, resampler, particles, adaptive)
     update = backbone.linear_update(0, eta=backbone.eta or 1.0)
     if update is None or not update.noise:
         raise ValueError(
@@ -179,7 +179,12 @@ def _resampled(weights: torch.Tensor, resampler: str, seed: int) -> torch.Tensor
 
 
 def _check(
-    potential: str, strength: float, resample_at: Sequence[float], resampler: str, particles: int | None
+    potential: str,
+    strength: float,
+    resample_at: Sequence[float],
+    resampler: str,
+    particles: int | None,
+    adaptive: bool,
 ) -> None:
     if potential not in POTENTIALS:
         raise ValueError(f"expected potential to be one of {', '.join(POTENTIALS)}, got {potential!r}")
@@ -189,5 +194,6 @@ def _check(
         raise ValueError(f"expected strength above 0, got {strength}")
     if not isinstance(resample_at, (list, tuple)) or not all(0 <= real("resample_at", s) < 1 for s in resample_at):
         raise ValueError(f"expected resample_at as shares of the steps in [0, 1), got {resample_at}")
+    truth("adaptive", adaptive)
     if particles is not None:
         whole("particles", particles, 1)

@@ -15,6 +15,8 @@ def check(sparse: str, refresh_every: int | None, sparse_offload: bool) -> None:
         raise ValueError(f"expected refresh_every with sparse='stale' alone, got it with sparse={sparse!r}")
     if not isinstance(sparse_offload, bool):
         raise ValueError(f"expected sparse_offload to be True or False, got {sparse_offload!r}")
+    if sparse_offload and sparse == "dense":
+        raise ValueError("expected sparse_offload with sparse='stale' or 'trace': a dense refinement stores nothing")
 
 
 def record_steps(first: int, stop: int, refresh_every: int | None) -> list[int]:

@@ -127,7 +127,9 @@ def plan(
     remembers = backbone.linear_update(steps[-1]) is None
     traced = [trace for trace in traces if trace is not None] if mode == "trace" else []
     if mode == "trace" and (remembers or len(traced) < len(masks)):
-        reason = "the sampler keeps predictions" if remembers else "the refined picture has no recorded run"
+        reason = (
+            "the sampler keeps predictions or clamps them" if remembers else "the refined picture has no recorded run"
+        )
         cost.tell(f"stale instead of trace: {reason}")
         traced = []
     regions = {site.grid: Region.of(on_grid(masks, site.grid)) for site in sites}

@@ -11,7 +11,7 @@ import torch
 
 from lotts.verifiers.base import Judge, Verifier, placed
 
-__all__ = ["REGISTRY", "Judge", "Verifier", "available", "check_name", "load", "score"]
+__all__ = ["REGISTRY", "Judge", "Verifier", "available", "check_name", "load", "places", "score"]
 
 #: A name and who makes it: "module:attribute", imported when it is asked for, or a callable. It may be called with a
 #: location (a folder, a file, a hub id) as its only argument.
@@ -57,6 +57,11 @@ def load(verifier: str | Judge) -> Judge:
 def check_name(text: str) -> None:
     """ValueError for a text that ``load`` cannot read or whose names it does not know; loads nothing."""
     _parts(text)
+
+
+def places(text: str) -> list[tuple[str, str | None]]:
+    """Of a text that ``load`` reads: each verifier's name, and the folder, file, hub id or address given for it."""
+    return [(name, place) for name, _, place in _parts(text)[1]]
 
 
 def _by_text(text: str) -> Judge:

@@ -63,7 +63,8 @@ class VLMJudge(Verifier):
             errors, not in ``version``, not in manifests.
         on_failure: what becomes of a picture that got no valid score after all retries. "raise" (default): ``Unjudged`` names it;
             nothing is decided on an incomplete comparison. "lowest": it gets -1, below every judgement, with a warning,
-            so that one lost answer does not lose a long run; when no picture of a prompt was judged, it raises all the same.
+            so that one lost answer does not lose a long run; when several pictures of a prompt are judged at once and none got
+            a score, it raises all the same.
             Means over a set should not use "lowest", and an ensemble refuses it: the other members would lift such a picture.
         instructions: the system message.
         max_side: pictures are shrunk to this many pixels on the longer side.
@@ -150,7 +151,7 @@ class VLMJudge(Verifier):
         cache: dict[str, Any] | None = None,
         batch_size: int | None = None,
     ) -> torch.Tensor:
-        """As ``Verifier.score``; ValueError when of some prompt no picture at all was judged."""
+        """As ``Verifier.score``; ValueError when of some prompt there are several pictures and none was judged."""
         self._reasons = []
         scores = super().score(images, prompts, cache, batch_size)
         failed = (scores == FAILED).nonzero().flatten().tolist()
@@ -159,7 +160,7 @@ class VLMJudge(Verifier):
             warnings.warn(told, stacklevel=2)
         for prompt in dict.fromkeys(prompts):
             mine = [index for index, other in enumerate(prompts) if other == prompt]
-            if set(mine) <= set(failed):
+            if len(mine) > 1 and set(mine) <= set(failed):
                 raise ValueError(
                     f"vlm judged none of {len(mine)} pictures of {prompt!r}: see the warnings; there is nothing to pick from"
                 )

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from fake_run import fake_output
 from PIL import Image
 
 import lotts
-from lotts import cli, models, verifiers
+from lotts import cli, models, report, verifiers
 from lotts.cli import scores
 
 SCENE = "a red circle left of a blue star"
@@ -179,7 +181,9 @@ def test_a_wrong_command_line_shows_usage(arguments, capsys):
     assert "usage: lotts" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["generate", "repair", "replay", "score", "compare", "ablate", "sweep", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["generate", "repair", "search", "replay", "score", "compare", "ablate", "sweep", "doctor"]
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])
@@ -223,3 +227,58 @@ def test_a_device_without_room_is_told_in_words(ready, monkeypatch, capsys):
     monkeypatch.setattr(models, "load_pipeline", full)
     assert cli.main(["generate", "a red cat", *ready]) == 2
     assert "smaller --batch-size" in capsys.readouterr().err
+
+
+def test_a_folder_is_recorded_where_it_is(ready, tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "model_index.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    quick = ["--candidates", "1", "--refinements", "0", "--out", "out"]
+    assert cli.main(["generate", "a red cat", "--model", "models/mine", *ready, *quick]) == 0
+    recorded = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert recorded["model"] == str(tmp_path / "models" / "mine")
+
+
+def test_a_run_is_kept_elsewhere_where_its_folder_went_away(ready, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    written = report.save_output
+
+    def full(output, folder, context):
+        if folder == "out":
+            raise OSError("No space left on device")
+        return written(output, folder, context)
+
+    monkeypatch.setattr(report, "save_output", full)
+    quick = ["--candidates", "1", "--refinements", "0", "--out", "out"]
+    assert cli.main(["generate", "a red cat", *ready, *quick]) == 1
+    assert "out cannot be written to: No space left" in capsys.readouterr().err
+    assert list(tmp_path.glob("lotts-*/best.png"))
+
+
+def test_a_taken_folder_beside_which_none_can_be_made_is_told_before_any_compute(ready, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "best.png").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda place, mode: os.fspath(place) != str(tmp_path))
+    monkeypatch.setattr(models, "load_pipeline", lambda *a, **k: pytest.fail("loaded a model"))
+    assert cli.main(["generate", "a red cat", *ready, "--out", str(tmp_path / "out")]) == 2
+    assert "is not open to you" in capsys.readouterr().err
+
+
+def test_a_manifest_does_not_say_where_pictures_are_sent(ready, tmp_path, capsys, monkeypatch):
+    quick = ["--candidates", "1", "--refinements", "0", "--out", str(tmp_path / "out")]
+    assert cli.main(["generate", "a red cat", *ready, *quick]) == 0
+    path = tmp_path / "out" / "manifest.json"
+    changed = json.loads(path.read_text()) | {"verifier": "bright,vlm=http://127.0.0.1:9/v1"}
+    path.write_text(json.dumps(changed))
+    monkeypatch.setattr(models, "load_pipeline", lambda *a, **k: pytest.fail("loaded a model"))
+    assert cli.main(["replay", str(path)]) == 2
+    assert "expected the address that judges the pictures from you" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_a_replay_may_be_judged_by_another(ready, tmp_path, monkeypatch, capsys):
+    quick = ["--candidates", "1", "--refinements", "0", "--out", str(tmp_path / "out")]
+    assert cli.main(["generate", "a red cat", *ready, *quick]) == 0
+    monkeypatch.setitem(verifiers.REGISTRY, "dark", lambda: lambda images, prompts: [-float(i.mean()) for i in images])
+    assert cli.main(["replay", str(tmp_path / "out"), "--verifier", "dark"]) == 1
+    assert "1 of 1 scores differ" in capsys.readouterr().out

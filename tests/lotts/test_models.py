@@ -161,3 +161,17 @@ def test_on_a_gpu_flows_are_bfloat16_and_others_float16(monkeypatch, saved):
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "FluxPipeline"}))
     assert models.default_dtype(str(saved), "cuda") == torch.bfloat16
     assert models.default_dtype(str(saved), "cpu") == models.default_dtype("shapes-flux", "cuda") == torch.float32
+
+
+@pytest.mark.parametrize("solver", ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"])
+def test_a_flow_keeps_its_shift_under_its_other_name(clip_tokenizer, tmp_path, solver):
+    import diffusers
+    import tiny
+
+    pipe = tiny.flux(clip_tokenizer)
+    pipe.scheduler = getattr(diffusers, solver)(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipe.save_pretrained(tmp_path / "pipe")
+    with pytest.warns(UserWarning, match="cannot restart"):
+        loaded = load_pipeline(str(tmp_path / "pipe"), device="cpu")
+    assert type(loaded.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    assert loaded.scheduler.config.shift == 3.0

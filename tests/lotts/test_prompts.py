@@ -102,3 +102,36 @@ def test_what_is_no_set_of_prompts_is_refused(tmp_path, name, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
         load_prompts(str(tmp_path / "absent.txt"))
+
+
+def test_commas_without_quotation_marks_are_told(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt\na red circle, a blue star in a row\na red ring left of a blue star\n")
+    with pytest.raises(ValueError, match=r"line 2 of .* got more cells: put quotation marks"):
+        load_prompts(str(path))
+    path.write_text('prompt\n"a red circle, a blue star in a row"\na red ring left of a blue star\n')
+    assert next(iter(load_prompts(str(path)))).text == "a red circle, a blue star in a row"
+
+
+def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('Prompts,Category\n"unclosed,b\nz,y\n')
+    with pytest.raises(ValueError, match="expected a table of prompts"):
+        load_prompts(str(path))
+
+
+def test_half_a_letter_is_no_prompt(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('"a red circle"\n{"prompt": "a cat \\ud83d"}\n')
+    with pytest.raises(ValueError, match=r"expected prompts of whole letters .* 'a cat \\ud83d'"):
+        load_prompts(str(path))
+
+
+def test_coco_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "captions.json"
+    entries = [{"id": 1, "image_id": 2, "caption": "a cat"}]
+    path.write_text(json.dumps({"annotations": entries}), encoding="utf-8-sig")
+    assert [prompt.text for prompt in load_prompts(str(path))] == ["a cat"]
+    path.write_text(json.dumps({"annotations": [*entries, {"id": 2, "image_id": "b", "caption": "a dog"}]}))
+    with pytest.raises(ValueError, match="expected COCO captions"):
+        load_prompts(str(path))

@@ -73,13 +73,12 @@ def test_bytes_of_0_and_1_are_a_mask_and_of_up_to_255_grey_levels(mask):
     assert not read_mask(np.full((4, 4), 90, np.uint8)).any()
 
 
-def test_a_floating_picture_is_blended_as_its_file_has_it(tiny_pipe, tmp_path):
-    """So that a replay, which begins with the file, makes the same pictures."""
+def test_a_floating_picture_is_blended_and_judged_as_its_file_has_it(tiny_pipe, tmp_path):
+    """So that a replay, which begins with the file, makes the same pictures and scores them the same."""
     out = repair(tiny_pipe, mask=np.eye(16))
     assert not np.array_equal(read_picture(PICTURE), read_picture(np.rint(PICTURE * 255).astype(np.uint8)))
     assert np.array_equal(out.samples[0].image, PICTURE)
-    again = replay(out.save(tmp_path / "out"), pipe=tiny_pipe, verifier=brightness)
-    assert again.differences == []
+    assert replay(out.save(tmp_path / "out"), pipe=tiny_pipe, verifier=brightness).exact
 
 
 class Wary:
@@ -120,3 +119,35 @@ def test_a_tiny_autoencoder_encodes_too(tiny_pipe):
     )
     out = repair(tiny_pipe, mask=np.eye(16))
     assert out.samples[1].image.shape == PICTURE.shape
+
+
+def test_what_is_transparent_lies_outside_a_mask():
+    region = np.zeros((32, 32), bool)
+    region[4:9, 20:30] = True
+    rgba = np.full((32, 32, 4), 255, np.uint8)
+    rgba[..., 3] = region * 255
+    assert np.array_equal(read_mask(Image.fromarray(rgba)).numpy(), region)
+    rgba[..., 3] = 255
+    assert read_mask(Image.fromarray(rgba)).all()
+
+
+def test_a_mask_file_of_0_and_1_is_one_of_0_and_1(tmp_path):
+    region = np.eye(16, dtype=np.uint8)
+    Image.fromarray(region).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png").numpy(), region.astype(bool))
+
+
+def test_a_picture_that_is_transparent_in_places_is_refused_and_an_opaque_one_read():
+    rgba = np.full((32, 32, 4), 255, np.uint8)
+    rgba[..., 1] = 7
+    assert np.array_equal(np.rint(read_picture(Image.fromarray(rgba)) * 255)[0, 0], [255, 7, 255])
+    rgba[3, 5, 3] = 254
+    with pytest.raises(ValueError, match="expected an opaque picture"):
+        read_picture(Image.fromarray(rgba))
+
+
+def test_a_picture_of_a_size_that_nobody_draws_is_refused_in_words(tmp_path, monkeypatch):
+    Image.new("L", (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match="expected a picture of a size that can be drawn"):
+        read_picture(tmp_path / "large.png")

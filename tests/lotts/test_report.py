@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from fake_run import fake_output
 from PIL import Image
 
 from lotts.manifest import png_bytes
-from lotts.report import draw_report, save_output
+from lotts.report import draw_report, page, save_output, style
 from lotts.report.page import _best_panels, number, settings_in_words
 from lotts.report.pictures import difference, fit, heat, outlined
 from lotts.report.style import ACCENT, font, rounded_mask, wrap
@@ -25,15 +26,23 @@ def test_a_report_is_drawn_for_any_pool(candidates, refinements, size):
     assert page.height >= 600
 
 
-def test_the_best_sample_alone_is_framed():
-    def accent(page):
-        return (np.asarray(page) == ACCENT).all(-1).sum()
+def test_the_best_sample_alone_is_framed(monkeypatch):
+    framed = []
 
-    better, equal = draw_report(fake_output(gain=0.1)), draw_report(fake_output(gain=-0.1))
-    assert accent(better) > 1000
-    assert accent(equal) > 1000
-    again = draw_report(fake_output(gain=0.1))
-    assert png_bytes(better) == png_bytes(again)
+    def placed(section, picture, at, frame=None):
+        framed.append(frame)
+        style.place(section, picture, at, frame)
+
+    monkeypatch.setattr(page, "place", placed)
+    for gain in (0.1, -0.1):
+        framed.clear()
+        output = fake_output(gain=gain)
+        drawn = draw_report(output)
+        # Once in its story and once in the pool, whose others have no frame.
+        assert framed.count(ACCENT) == 2
+        assert framed.count(None) >= len(output.samples) - 1
+        assert len(framed) == framed.count(ACCENT) + framed.count(None)
+        assert png_bytes(drawn) == png_bytes(draw_report(output))
 
 
 def test_a_report_without_maps_and_masks_is_drawn():
@@ -247,3 +256,31 @@ def test_a_report_that_cannot_be_drawn_costs_no_manifest(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save.save_output(fake_output(), tmp_path / "out")
     assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+def test_a_run_that_cannot_be_described_leaves_no_folder(tmp_path):
+    output = fake_output(1, 1)
+    output.settings["mask_ratio"] = object()
+    with pytest.raises(TypeError):
+        save_output(output, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", ["a file", "a link to nowhere"])
+def test_where_the_next_folder_is_no_folder_the_one_after_it_is_taken(tmp_path, there):
+    save_output(fake_output(1, 1), tmp_path / "out")
+    if there == "a file":
+        (tmp_path / "out-2").write_text("mine")
+    else:
+        (tmp_path / "out-2").symlink_to(tmp_path / "gone")
+    assert save_output(fake_output(2, 1), tmp_path / "out") == tmp_path / "out-3"
+
+
+@pytest.mark.parametrize("letter", ["字", "x"])
+def test_a_long_text_without_spaces_is_wrapped_at_once(letter):
+    face, began = font(36, letter), time.perf_counter()
+    lines = wrap(letter * 20_000, face, 1200)
+    assert time.perf_counter() - began < 5
+    assert len(lines) == 4
+    assert all(0.9 * 1200 < face.getlength(line) <= 1200 for line in lines)
+    assert lines[-1].endswith("…")

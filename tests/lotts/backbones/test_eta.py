@@ -96,6 +96,7 @@ def test_repair_takes_it_too(tiny_pipe):
         (DDIMScheduler, {}, -0.1, "from 0 to 1"),
         (DDIMScheduler, {"clip_sample": True}, 0.5, "clip_sample=False"),
         (DPMSolverMultistepScheduler, {}, 0.5, "DDIMScheduler"),
+        (EulerDiscreteScheduler, {"prediction_type": "sample"}, 0.5, "of prediction_type 'sample'"),
     ],
 )
 def test_noise_that_a_sampler_cannot_draw_is_refused(tiny_pipe, monkeypatch, scheduler, config, eta, words):

@@ -252,3 +252,21 @@ def test_guidance_defaults_are_the_pipelines_own(pipe_of):
         "flux-dev": 3.5,
         "flux-schnell": 1.0,  # its network has no input for one
     }
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux-dev"])
+def test_an_autoencoder_may_be_on_a_device_of_its_own(pipe_of, name, monkeypatch):
+    """Here one that computes nothing: what counts is where it is given the latents."""
+    pipe = pipe_of(name)
+    pipe.vae.to("meta")
+    given = []
+
+    def decode(latents, return_dict):
+        given.append(latents.device.type)
+        return (torch.zeros(len(latents), 3, 32, 32),)
+
+    monkeypatch.setattr(pipe.vae, "decode", decode)
+    lotts.LoTTS(pipe, lambda images, prompts: [0.0] * len(images), source="prediction")(
+        "a red cat", num_inference_steps=4, num_candidates=1, num_refinements=0
+    )
+    assert set(given) == {"meta"}

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from diffusers import ConsistencyDecoderVAE, EDMEulerScheduler, UniPCMultistepScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 import lotts
@@ -154,3 +156,78 @@ def test_no_negative_prompt_is_an_empty_one(pipe_of):
         for given in (None, "")
     )
     assert (none.image == empty.image).all()
+
+
+def test_an_autoencoder_that_draws_noise_is_refused(tiny_pipe):
+    tiny_pipe.vae = ConsistencyDecoderVAE(
+        encoder_block_out_channels=(8, 8), encoder_down_block_types=("DownEncoderBlock2D",) * 2, encoder_layers_per_block=1,
+        decoder_block_out_channels=(8, 8), decoder_down_block_types=("ResnetDownsampleBlock2D",) * 2,
+        decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2, decoder_layers_per_block=1, decoder_norm_num_groups=4,
+        encoder_norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="got ConsistencyDecoderVAE, which draws noise"):
+        backbone_for(tiny_pipe)
+
+
+def test_a_pipeline_that_was_changed_since_it_was_wrapped_is_checked_again(tiny_pipe, monkeypatch):
+    wrapped = lotts.LoTTS(tiny_pipe, brightness)
+    tiny_pipe.scheduler = UniPCMultistepScheduler.from_config(tiny_pipe.scheduler.config)
+    monkeypatch.setattr(tiny_pipe.unet, "forward", lambda *a, **k: pytest.fail("computed"))
+    with pytest.raises(
+        ValueError, match=r"got UniPCMultistepScheduler: set pipe\.scheduler = DDIMScheduler\.from_config"
+    ):
+        wrapped("a red cat", num_inference_steps=4)
+
+
+def test_a_scheduler_of_another_process_gets_no_wrong_advice(tiny_pipe):
+    tiny_pipe.scheduler = EDMEulerScheduler()
+    with pytest.raises(ValueError, match="got EDMEulerScheduler: none of them makes the same of its configuration"):
+        lotts.LoTTS(tiny_pipe, brightness)
+
+
+def test_a_flows_shift_is_part_of_the_advice(pipe_of):
+    pipe = pipe_of("sd3")
+    pipe.scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+    )
+    with pytest.raises(
+        ValueError, match=r"FlowMatchEulerDiscreteScheduler\.from_config\(pipe\.scheduler\.config, shift=3\.0\)"
+    ):
+        lotts.LoTTS(pipe, brightness)
+
+
+@pytest.mark.parametrize("callback", [SDCFGCutoffCallback(cutoff_step_ratio=0.5), "a function"])
+def test_a_callback_is_a_function_of_latents(idle, callback):
+    with pytest.raises(TypeError, match="expected callback_on_step_end as a function"):
+        lotts.LoTTS(idle, brightness)("a red cat", num_inference_steps=4, callback_on_step_end=callback)
+
+
+def test_a_callback_may_ask_the_pipeline_how_it_is_driven(pipe_of):
+    for name in ("sd", "sdxl", "sd3", "flux-dev"):
+        asked = []
+
+        def callback(pipe, step, timestep, kwargs, asked=asked):
+            asked.append((pipe.num_timesteps, pipe.guidance_scale, pipe.interrupt))
+            return {}
+
+        lotts.LoTTS(pipe_of(name), brightness, source="prediction")(
+            "a red cat", num_inference_steps=4, guidance_scale=2.5, num_candidates=1, num_refinements=1,
+            callback_on_step_end=callback,
+        )  # fmt: skip
+        assert set(asked) == {(4, 2.5, False)}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("sd", {"negative_prompt": "a dog", "guidance_scale": 1.0}, "the negative prompt does nothing"),
+        ("flux-schnell", {"guidance_scale": 4.0}, "guidance_scale does nothing"),
+    ],
+)
+def test_what_does_nothing_is_told(pipe_of, name, given, words):
+    run_ = {"num_inference_steps": 4, "num_candidates": 1, "num_refinements": 0}
+    with pytest.warns(UserWarning, match=words):
+        out = lotts.LoTTS(pipe_of(name), brightness, source="prediction")("a red cat", **run_, **given)
+    assert any(words in note for note in out.cost.notes)
+    quiet = lotts.LoTTS(pipe_of(name), brightness, source="prediction")("a red cat", **run_, guidance_scale=1.0)
+    assert not quiet.cost.notes

@@ -110,3 +110,15 @@ def test_the_last_step_of_flow_matching_gives_the_clean_estimate():
     scheduler.set_timesteps(STEPS)
     update = linear_update(scheduler, STEPS - 1)
     assert update == LinearUpdate(1.0, -float(scheduler.sigmas[-2]))
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_ddim_at_zero_terminal_signal_has_a_step_with_all_the_noise(spacing):
+    """What is left of the direction to the noise is nothing there, and rounding must not make it less."""
+    for steps in range(1, 101):
+        scheduler = DDIMScheduler(
+            rescale_betas_zero_snr=True, timestep_spacing=spacing, prediction_type="v_prediction", clip_sample=False,
+            set_alpha_to_one=False, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+        )  # fmt: skip
+        scheduler.set_timesteps(steps)
+        assert linear_update(scheduler, 0, eta=1.0).noise >= 0

@@ -190,3 +190,14 @@ def test_the_package_is_the_function_in_any_import_order(imports):
 
 def test_help_shows_the_signature_of_the_function():
     assert inspect.signature(lotts.capture) == inspect.signature(capture)
+
+
+def test_a_word_that_one_prompt_has_too_late_is_read_of_the_others(tiny_pipe):
+    late = f"{'a red dog and ' * 12}a cat"
+    with capture(tiny_pipe, ["a red cat", late], words=["cat"]) as maps:
+        tiny_pipe(["a red cat", late], num_inference_steps=1, output_type="latent")
+    # Two prompts: [B, h, w].
+    assert maps["cat"][0].max() > 0
+    assert maps["cat"][1].max() == 0
+    with pytest.raises(ValueError, match="'cat' lies beyond"), capture(tiny_pipe, [late], words=["cat"]):
+        pass

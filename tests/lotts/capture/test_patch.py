@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
+    CustomDiffusionAttnProcessor2_0,
     IPAdapterAttnProcessor2_0,
     SlicedAttnProcessor,
 )
@@ -182,9 +183,11 @@ class CustomProcessor:
         (AttnProcessor(), "does not call F.scaled_dot_product_attention"),
         (SlicedAttnProcessor(1), "does not call F.scaled_dot_product_attention"),
         (CustomProcessor(), "not one of diffusers' attention processors"),
+        (CustomDiffusionAttnProcessor2_0(True, False, 32, 32), "projects the text by layers of its own"),
+        (CustomDiffusionAttnProcessor2_0(False, False, 32, 32), None),
         (AttnProcessor2_0(), None),
     ],
-    ids=["legacy", "sliced", "custom", "supported"],
+    ids=["legacy", "sliced", "custom", "custom diffusion", "custom diffusion's self-attention", "supported"],
 )
 def test_unsupported_processors_say_why(tiny_unet, processor, reason):
     attn = tiny_unet.mid_block.attentions[0].transformer_blocks[0].attn2

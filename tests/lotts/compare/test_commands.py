@@ -80,6 +80,10 @@ def test_a_failed_run_is_told_with_status_1(ready, tmp_path, capsys, monkeypatch
         (["ablate", "--method", "lotts(source=random)"], "expected the attention's mask to take apart"),
         (["ablate", "--method", "lotts(mask_threshold=0.5)"], "got a mask_threshold"),
         (["sweep", "--vary", "k"], "expected --vary like k=1,2,8"),
+        (["sweep", "--method", "lotts(budget=nfe=8)"], "expected --budget nfe=8 instead of a budget in brackets"),
+        (["ablate", "--method", "lotts(budget=nfe=8)"], "expected --budget nfe=8 instead of a budget in brackets"),
+        (["sweep", "--method", "lotts_adaptive"], "expected --vary with options of lotts_adaptive"),
+        (["sweep", "--vary", "k=1", "--vary", "k=1"], "expected variants that differ, got k=1, k=1"),
         (["compare", "--methods", "luck"], "expected a method out of"),
     ],
 )

@@ -13,6 +13,7 @@ from lotts import search, verifiers
 from lotts.compare import Variant, compare
 from lotts.compare.records import leaders
 from lotts.output import Sample
+from lotts.prompts import Prompt
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -239,3 +240,24 @@ def test_a_line_with_a_budget_of_its_own_stands_in_every_table(tmp_path):
     assert outcome.made == 3 * 2 * seeds  # the line is run once for both tables
     tested = [row for row in rows(tmp_path) if row["variant"] == "best_of_n" and row["metric"] == "bright"]
     assert all(row["p"] for row in tested)
+
+
+def test_a_failure_whose_words_cannot_be_written_is_told_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "run", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("half a letter: \ud83d")))
+    outcome = compare(study(seeds=1), tmp_path)
+    assert outcome.failed == 4
+    assert "half a letter" in outcome.error
+
+
+def test_a_prompt_that_a_method_cannot_take_fails_alone_wherever_it_stands(tmp_path):
+    prompts = [Prompt("..."), *PROMPTS]
+    for order in (prompts, prompts[::-1]):
+        outcome = compare(study(prompts=order, seeds=1), tmp_path / order[0].text.strip("."))
+        assert (outcome.made, outcome.failed) == (5, 1)
+    with pytest.raises(ValueError, match="expected words among what the text encoder reads"):
+        compare(study(prompts=prompts[:1], seeds=1, variants=VARIANTS[1:]), tmp_path / "alone")
+
+
+def test_a_group_may_be_called_all(tmp_path):
+    outcome = compare(study(prompts=[Prompt("a red cat", "all"), Prompt("a blue dog", "dogs")], seeds=1), tmp_path)
+    assert [row.prompts for row in outcome.rows if (row.group, row.metric) == ("all", "red")] == [2, 2]

@@ -86,6 +86,10 @@ def test_methods_with_options_are_read():
         ("lotts(source=magic)", "expected a map source"),
         ("lotts)", "expected a method like"),
         ("lotts(budget=9)", "expected a budget"),
+        (
+            "best_of_n(source=random)",
+            "expected a source with a method that looks for defects, got 'random' for best_of_n",
+        ),
     ],
 )
 def test_a_wrong_method_is_refused(text, message):
@@ -125,6 +129,7 @@ def test_an_item_is_what_decides_its_outcome():
         ({"metrics": ["shapes"]}, "it is the verifier that is searched with"),
         ({"reference": "best_of_n"}, "expected a reference out of lotts"),
         ({"variants": [Variant.parse("lotts")] * 2}, "expected variants that differ"),
+        ({"threads": 0}, "expected threads to be a whole number from 1 up"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(changes, message):

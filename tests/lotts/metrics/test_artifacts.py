@@ -53,7 +53,8 @@ def test_shares_of_pictures_and_of_pixels():
     assert found.images_standard_error == pytest.approx(math.sqrt(0.25 / 4))
     assert found.pixels == pytest.approx((0.25 + 1) / 4)
     assert found.pixels_standard_error == pytest.approx(np.std([0, 0.25, 1, 0], ddof=1) / 2)
-    assert damage(masks, least_pixels=5).images == 0.25
+    large = damage(masks, least_pixels=5)
+    assert (large.images, large.pixels) == (0.25, 0.25)  # the second's four pixels count as none
     assert damage(masks[:1]).pixels_standard_error is None
 
 

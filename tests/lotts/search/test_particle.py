@@ -89,3 +89,8 @@ def test_particles_are_copied_only_where_few_weigh_anything(tiny_pipe, resampler
 
 
 ADD = Pool.add
+
+
+def test_adaptive_is_true_or_false_and_no_word(tiny_pipe):
+    with pytest.raises(ValueError, match="expected adaptive to be True or False, got 'false'"):
+        found(tiny_pipe, "particle", "samples=4", adaptive="false")

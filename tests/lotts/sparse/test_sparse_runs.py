@@ -88,7 +88,7 @@ def test_before_a_sampler_with_a_memory_takes_the_whole_picture_a_step_is_dense(
     _, cost = refined(backbone, base, text, mask, sparse="stale", refresh_every=9)
     # Of four masked steps the first and the last are dense.
     assert cost.sparse_rows == 2 * 2
-    with pytest.warns(UserWarning, match="the sampler keeps predictions"):
+    with pytest.warns(UserWarning, match="the sampler keeps predictions or clamps them"):
         out = run(backbone.pipe, sparse="trace")
     assert out.cost.sparse_rows == 2 * 2
     assert len(out.cost.notes) == 1
@@ -186,6 +186,7 @@ def test_a_search_may_be_sparse_and_inherits_maps(tiny_pipe, method):
         ({"sparse": "stale", "refresh_every": 0}, "refresh_every"),
         ({"refresh_every": 2}, "sparse='stale' alone"),
         ({"sparse": "stale", "sparse_offload": 1}, "sparse_offload"),
+        ({"sparse_offload": True}, "expected sparse_offload with sparse='stale' or 'trace'"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(fields, words):
