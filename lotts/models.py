@@ -19,7 +19,7 @@ EMBEDDED: dict[str, tuple[Path, str]] = {
     f"shapes-{name}": (Path(__file__).parent / "shapes" / "weights" / name, name) for name in ("sd", "sdxl", "flux")
 }
 #: Classifier-free guidance that suits each; docs/shapes.md has how scenes come out under others.
-GUIDANCE = {"shapes-sd": 2.0, "shapes-sdxl": 2.0, "shapes-flux": 3.0}
+GUIDANCE = {"shapes-sd": 2.0, "shapes-sdxl": 2.0, "shapes-flux": 2.0}
 FLOWS = ("FluxPipeline", "StableDiffusion3Pipeline")
 DTYPES = {
     "fp32": torch.float32,

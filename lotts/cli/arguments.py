@@ -81,7 +81,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         float,
         None,
         "G",
-        "FLUX: classifier-free guidance as well; 1 is none (default: 3 for shapes-flux, else 1)",
+        "FLUX: classifier-free guidance as well; 1 is none (default: 2 for shapes-flux, else 1)",
     )
     add(
         parser,
