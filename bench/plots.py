@@ -22,6 +22,7 @@ MASKS = dict(
             "verifier",
             "verifier, a fifth",
             "verifier, where sure",
+            "attention, quality words",
         ),
         COLOURS,
         strict=False,
