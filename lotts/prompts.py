@@ -140,11 +140,12 @@ def _table(path: Path) -> Iterator[Prompt]:
                     raise ValueError(
                         f"expected a prompt in line {reader.line_num} of {path}, got a row that ends before it"
                     )
-                if None in row:
+                if any(cell.strip() for cell in row.get(None, ())):
+                    remedy = "it has a tab too many" if tabs else "put quotation marks around what holds a comma"
                     raise ValueError(
-                        f"expected a row as long as the first in line {reader.line_num} of {path}, got more cells: put quotation "
-                        "marks around what holds a comma"
+                        f"expected a row as long as the first in line {reader.line_num} of {path}, got more cells: {remedy}"
                     )
+                row.pop(None, None)
                 yield _entry(row, f"the columns of {path}")
         except csv.Error as error:
             raise ValueError(f"expected a table of prompts in {path}: {error}") from None

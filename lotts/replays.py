@@ -195,6 +195,11 @@ def _arguments(
 ) -> dict[str, Any]:
     """The recorded settings that ``function`` takes, ``options`` among them; ValueError for one that it does not know."""
     settings = {name: value for name, value in manifest.settings.items() if name not in ("source", *without)}
+    # What older versions took and did nothing with.
+    if settings.get("sparse") == "dense" and settings.get("sparse_offload"):
+        settings["sparse_offload"] = False
+    if "pixel_paste" in settings:
+        settings["pixel_paste"] = bool(settings["pixel_paste"])
     own = {"prompt", "image", "mask", "pipe", "verifier", "generator", "callback_on_step_end", "output_type", "self"}
     allowed = {*inspect.signature(function).parameters, *options} - own
     if unknown := set(settings) - allowed:

@@ -152,30 +152,28 @@ def _prepare(args: argparse.Namespace, **own: Any) -> tuple[Any, dict[str, Any],
 def context_of(args: argparse.Namespace, verifier: str, pipe: Any) -> dict[str, Any]:
     """What the manifest says of the pipeline and the verifier; files and folders by their whole path, wherever it is read."""
     from lotts.models import EMBEDDED, dtype_name
-    from lotts.verifiers import places
+    from lotts.verifiers import with_places
 
     def whole(place: str) -> str:
         return os.path.abspath(place) if Path(place).exists() else place
 
-    for _, place in places(verifier):
-        if place is not None:
-            verifier = verifier.replace(f"={place}", f"={whole(place)}")
     model = args.model if args.model in EMBEDDED else whole(args.model)
-    return {"model": model, "verifier": verifier, "dtype": dtype_name(pipe.dtype), "device": pipe.device}
+    return {
+        "model": model,
+        "verifier": with_places(verifier, whole),
+        "dtype": dtype_name(pipe.dtype),
+        "device": pipe.device,
+    }
 
 
 def check_folder(out: str) -> None:
-    """ValueError for a folder that can neither be written to nor made, or that holds a run while none can be made beside it."""
-    from lotts.report.save import holds_run
-
+    """ValueError for a folder that can neither be written to nor made."""
     folder = Path(out).absolute()
-    if holds_run(folder):
-        folder = folder.with_name(f"{folder.name}-2")
-    there = next((place for place in (folder, *folder.parents) if place.exists()), None)
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None)
     if there is None:
         raise ValueError(f"expected a folder as --out, got {out}: there is no {folder.anchor}")
     if not there.is_dir():
-        raise ValueError(f"expected a folder as --out, got {out}: {there} is a file")
+        raise ValueError(f"expected a folder as --out, got {out}: {there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"expected a folder that can be written to as --out, got {out}: {there} is not open to you")
 
@@ -247,6 +245,8 @@ def _replay(args: argparse.Namespace) -> int:
     samples = replayed.manifest.samples
     if args.out is not None:
         context = {name: getattr(replayed.manifest, name) for name in CONTEXT} | {"device": replayed.device}
+        if args.verifier is not None:
+            context["verifier"] = args.verifier
         print(f"{save_output(replayed.output, args.out, context)}: written")
     if replayed.exact:
         print(f"all {len(samples)} pictures are the recorded ones, bit for bit, with the recorded scores")

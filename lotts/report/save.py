@@ -54,8 +54,10 @@ def _take(folder: Path, manifest: Manifest) -> bool:
     """Make the folder this run's, unless it is another's. Making samples/ is the claim: of two runs one can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:  # a file, or a link to nowhere
-        return False
+    except FileExistsError:
+        if os.path.lexists(folder):  # a file, or a link to nowhere
+            return False
+        raise  # a folder above it is one
     if _holds(folder, manifest):
         return True
     if holds_run(folder):

@@ -11,7 +11,7 @@ import torch
 
 from lotts.verifiers.base import Judge, Verifier, placed
 
-__all__ = ["REGISTRY", "Judge", "Verifier", "available", "check_name", "load", "places", "score"]
+__all__ = ["REGISTRY", "Judge", "Verifier", "available", "check_name", "load", "places", "score", "with_places"]
 
 #: A name and who makes it: "module:attribute", imported when it is asked for, or a callable. It may be called with a
 #: location (a folder, a file, a hub id) as its only argument.
@@ -64,6 +64,19 @@ def places(text: str) -> list[tuple[str, str | None]]:
     return [(name, place) for name, _, place in _parts(text)[1]]
 
 
+def with_places(text: str, changed: Callable[[str], str]) -> str:
+    """The text with each place ``changed``; one that would no longer be read as one place stays as it is."""
+
+    def part(text: str) -> str:
+        name, equals, place = text.partition("=")
+        new = changed(place.strip()) if equals else ""
+        return f"{name}={new}" if equals and not set(new) & set(",()") else text
+
+    method, inside = _method(text)
+    told = ",".join(map(part, inside.split(",")))
+    return told if method is None else f"{method}({told})"
+
+
 def _by_text(text: str) -> Judge:
     from lotts.verifiers.ensemble import Ensemble, Member
 
@@ -77,9 +90,14 @@ def _by_text(text: str) -> Judge:
 
 def _parts(text: str) -> tuple[str | None, list[tuple[str, float | None, str | None]]]:
     """The method of an ensemble, if it is named, and what ``_part`` makes of each verifier."""
-    call = re.fullmatch(r"\s*(rank|zscore)\((.*)\)\s*", text)
-    method, inside = call.groups() if call else (None, text)
+    method, inside = _method(text)
     return method, [_part(part) for part in inside.split(",")]
+
+
+def _method(text: str) -> tuple[str | None, str]:
+    """The method of an ensemble, if it is named, and what stands in its brackets, or the text itself."""
+    call = re.fullmatch(r"\s*(rank|zscore)\((.*)\)\s*", text)
+    return (call[1], call[2]) if call else (None, text)
 
 
 def _part(text: str) -> tuple[str, float | None, str | None]:

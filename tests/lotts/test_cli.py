@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -255,13 +254,11 @@ def test_a_run_is_kept_elsewhere_where_its_folder_went_away(ready, tmp_path, mon
     assert list(tmp_path.glob("lotts-*/best.png"))
 
 
-def test_a_taken_folder_beside_which_none_can_be_made_is_told_before_any_compute(ready, tmp_path, monkeypatch, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "best.png").write_bytes(b"")
-    monkeypatch.setattr(os, "access", lambda place, mode: os.fspath(place) != str(tmp_path))
+def test_a_folder_under_a_link_to_nowhere_is_told_before_any_compute(ready, tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     monkeypatch.setattr(models, "load_pipeline", lambda *a, **k: pytest.fail("loaded a model"))
-    assert cli.main(["generate", "a red cat", *ready, "--out", str(tmp_path / "out")]) == 2
-    assert "is not open to you" in capsys.readouterr().err
+    assert cli.main(["generate", "a red cat", *ready, "--out", str(tmp_path / "gone" / "out")]) == 2
+    assert "gone is no folder" in capsys.readouterr().err
 
 
 def test_a_manifest_does_not_say_where_pictures_are_sent(ready, tmp_path, capsys, monkeypatch):
@@ -280,5 +277,17 @@ def test_a_replay_may_be_judged_by_another(ready, tmp_path, monkeypatch, capsys)
     quick = ["--candidates", "1", "--refinements", "0", "--out", str(tmp_path / "out")]
     assert cli.main(["generate", "a red cat", *ready, *quick]) == 0
     monkeypatch.setitem(verifiers.REGISTRY, "dark", lambda: lambda images, prompts: [-float(i.mean()) for i in images])
-    assert cli.main(["replay", str(tmp_path / "out"), "--verifier", "dark"]) == 1
+    again = ["--out", str(tmp_path / "again")]
+    assert cli.main(["replay", str(tmp_path / "out"), "--verifier", "dark", *again]) == 1
     assert "1 of 1 scores differ" in capsys.readouterr().out
+    assert cli.main(["replay", str(tmp_path / "again")]) == 0  # it says who judged it
+
+
+def test_what_older_versions_recorded_and_did_nothing_with_is_replayed(ready, tmp_path):
+    quick = ["--candidates", "1", "--refinements", "1", "--out", str(tmp_path / "out")]
+    assert cli.main(["generate", "a red cat", *ready, *quick]) == 0
+    path = tmp_path / "out" / "manifest.json"
+    recorded = json.loads(path.read_text())
+    recorded["settings"] |= {"sparse_offload": True, "pixel_paste": 0}
+    path.write_text(json.dumps(recorded))
+    assert cli.main(["replay", str(path)]) == 0

@@ -113,6 +113,16 @@ def test_commas_without_quotation_marks_are_told(tmp_path):
     assert next(iter(load_prompts(str(path)))).text == "a red circle, a blue star in a row"
 
 
+def test_cells_that_are_empty_beyond_the_first_row_are_none(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,group\na red circle,x,\n")
+    (tmp_path / "p.tsv").write_text("Prompt\tCategory\na red circle\tx\t\n")
+    for name in ("p.csv", "p.tsv"):
+        assert load_prompts(str(tmp_path / name)) == [Prompt("a red circle", "x")]
+    (tmp_path / "p.tsv").write_text("Prompt\tCategory\na red circle\tx\ty\n")
+    with pytest.raises(ValueError, match="a tab too many"):
+        load_prompts(str(tmp_path / "p.tsv"))
+
+
 def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text('Prompts,Category\n"unclosed,b\nz,y\n')

@@ -10,7 +10,7 @@ import tiny_judges
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from lotts.verifiers import load, score
+from lotts.verifiers import load, places, score, with_places
 from lotts.verifiers.base import Verifier
 from lotts.verifiers.hpsv2 import vit_h_14
 from lotts.verifiers.imagereward import ImageRewardConfig, ImageRewardModel
@@ -272,3 +272,22 @@ def test_tensors_take_their_own_path_and_only_when_asked(verifier_of, name):
         verifier.score_tensors(tensors, "cat")
     with pytest.raises(ValueError, match=r"images in \[0, 1\]"):
         verifier.score_tensors(tensors * 255, ["a red cat"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("clipscore", "clipscore"),
+        ("clipscore=w", "clipscore=/a/w"),
+        (
+            "zscore(imagereward:2, clipscore=openai,hpsv2=openai/clip)",
+            "zscore(imagereward:2, clipscore=/a/openai,hpsv2=openai/clip)",
+        ),
+        ("clipscore=odd", "clipscore=odd"),
+    ],
+)
+def test_places_are_told_anew_member_by_member(text, told):
+    there = {"w": "/a/w", "openai": "/a/openai", "odd": "/a, b/odd"}
+    found = with_places(text, lambda place: there.get(place, place))
+    assert found == told
+    assert [name for name, _ in places(found)] == [name for name, _ in places(text)]
