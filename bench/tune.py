@@ -14,9 +14,8 @@ import dataclasses
 import functools
 import itertools
 import json
-import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 
 from bench import resources, shapes
 from bench.cases import AttentionCase, Call, Case
+from bench.processes import LOST, Processes
 from bench.record import write_atomically
 from bench.timing import GpuTimer, median_ratio, usable
 from lotts.kernels import launch
@@ -40,8 +40,6 @@ HELD, LONG = 80, 512
 #: How much faster a candidate must be: less than this is noise.
 WORTH = 0.98
 ROUNDS = 20
-#: Instead of a verdict, where the process has no GPU any more.
-LOST = "the GPU was lost to another candidate"
 #: Of the fastest candidates so many are looked through for spills.
 FASTEST = 8
 
@@ -164,34 +162,6 @@ def wrong(job: tuple[Group, Config, str]) -> str | None:
             if not all(check.passed for check in checks):
                 return f"{case.name}: {'; '.join(map(str, checks))}"
     return None
-
-
-class Processes:
-    """Workers that try candidates. Those that a candidate has taken the GPU from are replaced."""
-
-    def __init__(self, count: int | None) -> None:
-        self.count = count
-        self._begin()
-
-    def map(self, function: Callable[[Any], str | None], jobs: Sequence[Any]) -> list[str | None]:
-        """``function`` of each job, in their order; what came out ``LOST`` is tried again by other processes."""
-        found = self.pool.map(function, jobs, chunksize=1)
-        while lost := [i for i, why in enumerate(found) if why == LOST]:
-            self.close()
-            self._begin()
-            for i, why in zip(lost, self.pool.map(function, [jobs[i] for i in lost], chunksize=1), strict=True):
-                found[i] = why
-            if all(found[i] == LOST for i in lost):
-                raise RuntimeError("the GPU does not answer, in new processes either: expected one that works")
-        return found
-
-    def _begin(self) -> None:
-        # Spawned, not forked: a fork of a process that uses a GPU may hang.
-        self.pool = multiprocessing.get_context("spawn").Pool(self.count)
-
-    def close(self) -> None:
-        self.pool.terminate()
-        self.pool.join()
 
 
 @functools.lru_cache(maxsize=1)

@@ -110,15 +110,7 @@ def replay(
         ValueError: the manifest is not valid, or names no model, verifier or map source where none is given.
     """
     manifest, folder = Manifest.read(path), manifest_path(path).parent
-    verifier = manifest.verifier if verifier is None else verifier
-    if verifier is None:
-        raise ValueError("expected a manifest that names its verifier, got none: pass verifier=...")
-    if verifier is manifest.verifier and any(name == "vlm" and place for name, place in places(verifier)):
-        # A manifest may come from anywhere: it does not say where pictures and the environment's key go.
-        raise ValueError(
-            f"expected the address that judges the pictures from you, not from a manifest, which says {verifier}: pass "
-            "verifier=... if you trust it (lotts replay --verifier)"
-        )
+    verifier = _verifier(manifest) if verifier is None else verifier
     source = _source(manifest) if source is None else source
     loaded = pipe is None
     if loaded and manifest.model is None:
@@ -207,6 +199,19 @@ def _arguments(
             f"expected settings out of {', '.join(sorted(allowed))} in the manifest, got {', '.join(sorted(unknown))}"
         )
     return settings
+
+
+def _verifier(manifest: Manifest) -> str:
+    """The verifier's name. Where it is an address it is not taken: a manifest may come from anywhere, and pictures and the
+    environment's key would go there."""
+    if manifest.verifier is None:
+        raise ValueError("expected a manifest that names its verifier, got none: pass verifier=...")
+    if any(name == "vlm" and place for name, place in places(manifest.verifier)):
+        raise ValueError(
+            "expected the address that judges the pictures from you, not from a manifest, which says "
+            f"{manifest.verifier}: pass verifier=... if you trust it (lotts replay --verifier)"
+        )
+    return manifest.verifier
 
 
 def _source(manifest: Manifest) -> str:

@@ -103,7 +103,7 @@ def check_restartable(scheduler: Any, names: tuple[str, ...]) -> None:
         wanted = f"expected a scheduler that can restart in the middle ({', '.join(names)}), got {name}"
         if not same_process(scheduler, names[0]):
             raise ValueError(f"{wanted}: none of them makes the same of its configuration")
-        given = "".join(f", {name}={value}" for name, value in translated(scheduler, names[0]).items())
+        given = "".join(f", {key}={value}" for key, value in translated(scheduler, names[0]).items())
         raise ValueError(f"{wanted}: set pipe.scheduler = {names[0]}.from_config(pipe.scheduler.config{given})")
     algorithm = scheduler.config.get("algorithm_type", None)
     if algorithm is not None and algorithm not in ("dpmsolver++", "dpmsolver"):

@@ -154,16 +154,17 @@ def context_of(args: argparse.Namespace, verifier: str, pipe: Any) -> dict[str, 
     from lotts.models import EMBEDDED, dtype_name
     from lotts.verifiers import with_places
 
-    def whole(place: str) -> str:
-        return os.path.abspath(place) if Path(place).exists() else place
-
-    model = args.model if args.model in EMBEDDED else whole(args.model)
+    model = args.model if args.model in EMBEDDED else _whole(args.model)
     return {
         "model": model,
-        "verifier": with_places(verifier, whole),
+        "verifier": with_places(verifier, _whole),
         "dtype": dtype_name(pipe.dtype),
         "device": pipe.device,
     }
+
+
+def _whole(place: str) -> str:
+    return os.path.abspath(place) if Path(place).exists() else place
 
 
 def check_folder(out: str) -> None:
@@ -237,6 +238,7 @@ def _replay(args: argparse.Namespace) -> int:
     from lotts.manifest import CONTEXT, sample_file
     from lotts.replays import replay
     from lotts.report import save_output
+    from lotts.verifiers import with_places
 
     if args.out is not None:
         check_folder(args.out)
@@ -246,7 +248,7 @@ def _replay(args: argparse.Namespace) -> int:
     if args.out is not None:
         context = {name: getattr(replayed.manifest, name) for name in CONTEXT} | {"device": replayed.device}
         if args.verifier is not None:
-            context["verifier"] = args.verifier
+            context["verifier"] = with_places(args.verifier, _whole)
         print(f"{save_output(replayed.output, args.out, context)}: written")
     if replayed.exact:
         print(f"all {len(samples)} pictures are the recorded ones, bit for bit, with the recorded scores")

@@ -60,18 +60,13 @@ def _take(folder: Path, manifest: Manifest) -> bool:
         raise  # a folder above it is one
     if _holds(folder, manifest):
         return True
-    if holds_run(folder):
+    if any((folder / name).exists() for name in (BEST, REPORT, NAME, MASK)):
         return False
     try:
         (folder / SAMPLES).mkdir()
     except FileExistsError:
         return False
     return True
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run lies in a folder, a part of one included."""
-    return any((folder / name).exists() for name in (BEST, REPORT, NAME, MASK, SAMPLES))
 
 
 def _holds(folder: Path, manifest: Manifest) -> bool:
